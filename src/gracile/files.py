@@ -1,0 +1,122 @@
+"""Reading and writing files so that neither a crash nor a hostile file does harm.
+
+Everything is written to a sibling file, flushed to disk, and renamed over the target: a reader
+sees the old content or the new, never a half. Only two formats are ever read back: safetensors
+for tensors and JSON or TOML (decoded straight into typed dataclasses) for the rest. Neither can
+execute anything.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from gracile.errors import FileError
+
+T = TypeVar("T")
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write ``content`` to ``path`` atomically and durably; return the path.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_bytes(Path(folder) / "new" / "a.txt", b"hello").read_text()
+    'hello'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a dataclass (or dicts, lists, numbers, strings) as indented JSON, atomically."""
+    return write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def read_json(path: str | Path, type: type[T]) -> T:
+    """Read a JSON file into ``type``; a wrong field is named by its path in the file.
+
+    Raises:
+        FileError: the file is missing, is not JSON, or does not fit ``type``.
+    """
+    return _decode(path, msgspec.json.decode, type, "JSON")
+
+
+def read_toml(path: str | Path, type: type[T]) -> T:
+    """Read a TOML file into ``type``. Raises as :func:`read_json` does."""
+    return _decode(path, msgspec.toml.decode, type, "TOML")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write named tensors as a safetensors file, atomically.
+
+    Tensors that share memory are written once each: sharing is a fact of the model's class, not
+    of its numbers.
+    """
+    ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
+    return write_bytes(path, safetensors.torch.save(ready))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file into CPU tensors.
+
+    Raises:
+        FileError: the file is missing, truncated, or not safetensors.
+    """
+    try:
+        return safetensors.torch.load(_content(path))
+    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise FileError(
+            f"reading '{path}'",
+            got=f"a damaged file ({error})",
+            expected="safetensors",
+            hint="the file may be truncated; write it again or restore a backup",
+        ) from error
+
+
+def _content(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(
+            f"reading '{path}'",
+            got=error.strerror or str(error),
+            expected="a readable file",
+            hint="check the path",
+        ) from error
+
+
+def _decode(path: str | Path, decode: Any, type: type[T], language: str) -> T:
+    content = _content(path)
+    try:
+        return decode(content, type=type)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FileError(
+            f"reading '{path}'",
+            got=str(error),
+            expected=f"{language} describing {getattr(type, '__name__', type)}",
+            hint="the file may be damaged or written by another version",
+        ) from error
