@@ -27,27 +27,38 @@ T = TypeVar("T")
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write ``content`` to ``path`` atomically and durably; return the path.
 
+    Raises:
+        FileError: the folder cannot be written or the disk is full.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_bytes(Path(folder) / "new" / "a.txt", b"hello").read_text()
     'hello'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with draft.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise FileError(
+            f"writing '{path}'",
+            got=error.strerror or str(error),
+            expected="a writable folder with enough space",
+            hint="what was there before is unchanged",
+        ) from error
     return path
 
 

@@ -1,0 +1,109 @@
+"""What a regularizer costs in a training step of ResNet-18 at CIFAR size.
+
+    python benchmarks/regularizer_overhead.py --output results/regularizer_overhead.json
+
+Baseline: one training step (forward, backward, SGD with momentum) of the same network in the same
+process, interleaved with the regularizers. CPU time of one thread, so that other programs on the
+machine disturb little; ratios of medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from architectures import resnet18_cifar
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gracile.algebra import Lasso, Term, add_gradient_, channels, filters, loss_of, proximal_
+from gracile.cost import environment
+from gracile.files import write_json
+
+
+class Operators(TorchDispatchMode):
+    """Counts the ATen operators that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def main(
+    batch: Annotated[int, typer.Option(help="images in a training step")] = 64,
+    rounds: Annotated[int, typer.Option(help="interleaved repetitions")] = 9,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the figures")] = None,
+) -> None:
+    """Measure the overhead of group penalties on ResNet-18."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = resnet18_cifar()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    by_filter = [Term(filters(name), Lasso(), 1e-5) for name in weights]
+    by_channel = [Term(channels(name), Lasso(), 1e-5) for name in weights]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    def as_loss() -> None:
+        loss_of(by_filter + by_channel, weights).backward()
+
+    cases: dict[str, Callable[[], None]] = {
+        "training step": step,
+        "proximal, one axis": lambda: proximal_(by_filter, weights, 1e-4),
+        "gradient, one axis": lambda: add_gradient_(by_filter, weights),
+        "gradient, two axes": lambda: add_gradient_(by_filter + by_channel, weights),
+        "added to the loss, two axes": as_loss,
+    }
+    operators, seconds = {}, {name: [] for name in cases}
+    for name, run in cases.items():
+        with Operators() as counted:
+            run()
+        operators[name] = counted.count
+    for _ in track(range(rounds), description="interleaved rounds"):
+        for name, run in cases.items():
+            start = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - start)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    table = Table(title=f"ResNet-18, CIFAR size, batch {batch}, 1 thread, {rounds} rounds")
+    for heading in ("", "CPU ms", "% of a step", "ATen operators"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, median in medians.items():
+        share = 100 * median / medians["training step"]
+        table.add_row(name, f"{1e3 * median:.1f}", f"{share:.2f}", str(operators[name]))
+    Console().print(table)
+    if output:
+        shares = {name: median / medians["training step"] for name, median in medians.items()}
+        write_json(
+            output,
+            {
+                "benchmark": "regularizer_overhead",
+                "batch": batch,
+                "rounds": rounds,
+                "cpu_seconds": seconds,
+                "share_of_step": shares,
+                "operators": operators,
+                "environment": environment(),
+            },
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,299 @@
+"""Which numbers share one fate.
+
+A :class:`View` cuts one tensor into slices along named axes; a :class:`Grouping` unites slice i of
+all its views into group i; :class:`Groups` is a grouping applied to actual tensors. Filters,
+channels, crossbar tiles and the coupled slices that one forward pass reveals are all this object.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import final
+
+import torch
+from torch import Tensor
+
+from gracile.algebra.patterns import Layout, layout
+from gracile.errors import PatternError, ShapeError
+
+
+@final
+@dataclass(frozen=True)
+class View:
+    """The slices of one tensor.
+
+    Args:
+        tensor: name of the tensor.
+        pattern: its axes by name (see :mod:`gracile.algebra.patterns`).
+        by: the axes that tell slices apart; every combination of their indices is a slice, counted
+            in the order of the pattern. ``()`` makes the whole tensor one slice.
+        index: group number of each slice, for what no pattern can say; -1 leaves a slice out.
+            ``None`` means slice i is in group i.
+
+    >>> View("conv.weight", "out in kh kw", ("in", "kh", "kw")).tensor
+    'conv.weight'
+    """
+
+    tensor: str
+    pattern: str
+    by: tuple[str, ...]
+    index: tuple[int, ...] | None = None
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """The pattern applied to ``shape``; raises PatternError where the two do not fit."""
+        found = layout(self.pattern, shape)
+        unknown = [name for name in self.by if name not in found.names]
+        if unknown and self.by != ("...",):
+            raise PatternError(
+                f"view of '{self.tensor}'",
+                got=f"by={self.by} with pattern '{self.pattern}'",
+                expected=f"names out of {sorted(set(found.names))}",
+                hint="'by' lists axes of the pattern",
+            )
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class Grouping:
+    """Group i is the union of slice i of all views.
+
+    Args:
+        views: slices of one or more tensors.
+        count: number of groups; needed only when the views' indices do not name the last group.
+
+    >>> both = Grouping((View("a", "out in", ("out",)), View("b", "out", ("out",))))
+    >>> groups = both.of({"a": torch.ones(2, 3), "b": torch.ones(2)})
+    >>> groups.norms, groups.sizes
+    (tensor([2., 2.]), tensor([4, 4]))
+    """
+
+    views: tuple[View, ...]
+    count: int | None = None
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no number can be in two groups: no tensor is viewed twice."""
+        names = [view.tensor for view in self.views]
+        return len(set(names)) == len(names)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one view whose slice i is group i."""
+        return len(self.views) == 1 and self.views[0].index is None
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Groups:
+        """The groups of actual tensors.
+
+        Args:
+            tensors: tensors by name, e.g. ``dict(model.named_parameters())``.
+
+        Raises:
+            ShapeError: a tensor is missing, or views disagree about the number of groups.
+            PatternError: a pattern does not fit its tensor.
+        """
+        for view in self.views:
+            if view.tensor not in tensors:
+                raise ShapeError(
+                    f"grouping of '{view.tensor}'",
+                    got=f"tensors named {_some(tensors)}",
+                    expected=f"one named '{view.tensor}'",
+                    hint="names are those of model.named_parameters()",
+                )
+        slices = tuple(Slices.of(view, tensors[view.tensor]) for view in self.views)
+        return Groups(self, slices)
+
+
+@final
+@dataclass(frozen=True)
+class Slices:
+    """A view applied to its tensor."""
+
+    view: View
+    tensor: Tensor  # the parameter itself, or a view of it with all axes apart
+    by: tuple[int, ...]
+    rest: tuple[int, ...]
+
+    @staticmethod
+    def of(view: View, tensor: Tensor) -> Slices:
+        found, by, rest = _axes(view, tuple(tensor.shape))
+        if found.shape != tensor.shape:
+            tensor = tensor.view(found.shape)
+        return Slices(view, tensor, by, rest)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.tensor.shape[axis] for axis in self.by)
+
+    @property
+    def index(self) -> Tensor:
+        return _index(self.view.index or (), self.tensor.device)
+
+    def reduce(self, order: float) -> Tensor:
+        """The norm of every slice, in a shape that broadcasts against the tensor."""
+        if not self.rest:
+            return self.tensor.abs()
+        norms: Tensor = torch.linalg.vector_norm(self.tensor, order, self.rest, keepdim=True)
+        return norms
+
+    def spread(self, values: Tensor, fill: float) -> Tensor:
+        """One value of each group, in a shape that broadcasts against the tensor."""
+        if self.view.index is not None:
+            values = torch.cat([values, values.new_full((1,), fill)])[self.index]
+        shape = [size if axis in self.by else 1 for axis, size in enumerate(self.tensor.shape)]
+        return values.reshape(shape)
+
+    def matrix(self) -> Tensor:
+        return self.tensor.permute(*self.by, *self.rest).reshape(self.count, -1)
+
+
+@lru_cache(maxsize=4096)
+def _axes(view: View, shape: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+    found = view.layout(shape)
+    by = found.positions(view.by)
+    count = math.prod(found.shape[axis] for axis in by)
+    if view.index is not None and len(view.index) != count:
+        raise ShapeError(
+            f"view of '{view.tensor}'",
+            got=f"an index of {len(view.index)} group numbers for shape {shape}",
+            expected=f"{count}, one for each slice by {view.by}",
+        )
+    return found, by, tuple(axis for axis in range(len(found.shape)) if axis not in by)
+
+
+@lru_cache(maxsize=256)
+def _index(index: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(index, dtype=torch.long, device=device)
+
+
+@final
+class Groups:
+    """A grouping applied to tensors; everything is computed when asked for.
+
+    ``norms``, ``absolute`` and ``sizes`` have one entry for each group. All are differentiable with
+    a finite gradient everywhere: at a group of zeros it is zero, the smallest subgradient.
+    """
+
+    def __init__(self, grouping: Grouping, slices: tuple[Slices, ...]) -> None:
+        self.grouping = grouping
+        self.slices = slices
+        counts = {s.count for s in slices if s.view.index is None}
+        highest = max((max(s.view.index, default=-1) for s in slices if s.view.index is not None), default=-1)
+        self.count = grouping.count if grouping.count is not None else max(counts | {highest + 1}, default=0)
+        if counts - {self.count} or highest >= self.count:
+            found = ", ".join(f"'{s.view.tensor}' {s.count}" for s in slices)
+            raise ShapeError(
+                "grouping",
+                got=f"views with different numbers of slices: {found}",
+                expected=f"{self.count} in every view",
+                hint="give an index to the views whose slices are numbered otherwise",
+            )
+
+    @cached_property
+    def broadcastable(self) -> Tensor:
+        """The norms, for :meth:`spread`: in the shape that needs no further step where there is one."""
+        return self.slices[0].reduce(2) if self.grouping.plain else self.norms
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Euclidean norm of every group, shape (groups,)."""
+        if self.grouping.plain:
+            return self.broadcastable.flatten()
+        # In double precision, so that squaring neither overflows nor underflows.
+        squares = self._gather([s.reduce(2).flatten().double().square() for s in self.slices])
+        alive = squares > 0
+        roots = torch.where(alive, squares, 1.0).sqrt() * alive
+        return roots.to(self.slices[0].tensor.dtype)
+
+    @cached_property
+    def absolute(self) -> Tensor:
+        """Sum of absolute values of every group, shape (groups,)."""
+        return self._gather([s.reduce(1).flatten() for s in self.slices])
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """How many numbers every group has, shape (groups,)."""
+        device = self.slices[0].tensor.device
+        return self._gather(
+            [torch.full((s.count,), s.tensor.numel() // max(s.count, 1), device=device) for s in self.slices]
+        )
+
+    @property
+    def matrix(self) -> Tensor:
+        """One row for each group, shape (groups, largest size); shorter groups end in zeros."""
+        if self.grouping.plain:
+            return self.slices[0].matrix()
+        parts: list[list[Tensor]] = [[] for _ in range(self.count)]
+        for s in self.slices:
+            numbers = range(s.count) if s.view.index is None else s.view.index
+            for group, row in zip(numbers, s.matrix(), strict=True):
+                if group >= 0:
+                    parts[group].append(row)
+        return torch.nn.utils.rnn.pad_sequence([torch.cat(part) for part in parts], batch_first=True)
+
+    def spread(self, values: Tensor, fill: float) -> list[tuple[Slices, Tensor]]:
+        """One value of each group beside every tensor, in a shape that broadcasts against it.
+
+        Args:
+            values: shape (groups,) or that of :attr:`broadcastable`.
+            fill: the value of slices that are in no group.
+        """
+        if self.grouping.plain and values.dim() == self.slices[0].tensor.dim():
+            return [(self.slices[0], values)]
+        return [(s, s.spread(values, fill)) for s in self.slices]
+
+    @torch.no_grad()
+    def scale_(self, factor: Tensor) -> None:
+        """Multiply every member of group i by ``factor[i]``, in place.
+
+        Args:
+            factor: shape (groups,). Where groups overlap, a number is multiplied by each factor.
+        """
+        for s in self.slices:
+            s.tensor.mul_(s.spread(factor, fill=1.0))
+
+    def take(self, keep: Tensor) -> dict[str, Tensor]:
+        """The tensors with only the slices of the groups ``keep``, in the order of the tensor.
+
+        Args:
+            keep: group numbers, or a mask of shape (groups,).
+
+        Raises:
+            ShapeError: a view is not by one whole dimension, so that nothing can be taken out.
+        """
+        mask = keep
+        if keep.dtype != torch.bool:
+            mask = torch.zeros(self.count, dtype=torch.bool, device=keep.device)
+            mask[keep] = True
+        taken: dict[str, Tensor] = {}
+        for s in self.slices:
+            if len(s.by) != 1:
+                raise ShapeError(
+                    f"taking groups of '{s.view.tensor}'",
+                    got=f"slices by {s.view.by}",
+                    expected="slices by one dimension",
+                    hint="slices by several axes can be zeroed but not taken out",
+                )
+            lives = mask if s.view.index is None else torch.cat([mask, mask.new_ones(1)])[s.index]
+            tensor = taken.get(s.view.tensor, s.tensor)
+            taken[s.view.tensor] = tensor.index_select(s.by[0], lives.nonzero().flatten())
+        return taken
+
+    def _gather(self, parts: list[Tensor]) -> Tensor:
+        """Add the slices' values up by group."""
+        total = parts[0].new_zeros(self.count)
+        for s, part in zip(self.slices, parts, strict=True):
+            if s.view.index is None:
+                total = total + part
+            else:
+                listed = s.index >= 0
+                total = total.index_add(0, s.index[listed], part[listed])
+        return total
+
+
+def _some(tensors: Mapping[str, Tensor]) -> str:
+    names = list(tensors)
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "no name"
