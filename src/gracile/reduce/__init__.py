@@ -1,1 +1,35 @@
-"""."""
+"""Making a network smaller and proving that it still computes the same.
+
+A cut says what stays; :func:`apply_` carries it out and :func:`save` writes it down. :func:`remove` does the
+whole job on a copy: watch, choose, fold constants, cut, verify, and refuse what cannot be proven.
+"""
+
+from gracile.reduce.apply import apply_
+from gracile.reduce.attention import Attention, make_attention_explicit_
+from gracile.reduce.fold import Fold, fold
+from gracile.reduce.refusal import Refusal
+from gracile.reduce.remove import Reduction, remove
+from gracile.reduce.replay import UnprovenError
+from gracile.reduce.select import dead, magnitude, random_units, smallest
+from gracile.reduce.store import load, save
+from gracile.reduce.verify import Verdict, verify
+
+__all__ = [
+    "Attention",
+    "Fold",
+    "Reduction",
+    "Refusal",
+    "UnprovenError",
+    "Verdict",
+    "apply_",
+    "dead",
+    "fold",
+    "load",
+    "magnitude",
+    "make_attention_explicit_",
+    "random_units",
+    "remove",
+    "save",
+    "smallest",
+    "verify",
+]

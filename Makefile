@@ -1,0 +1,57 @@
+# Two commands matter: `make demo` and `make test`. Both start from an empty machine.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+# Real data is used when it lies beside the checkout; nothing is downloaded.
+export GRACILE_DATA ?= $(abspath $(wildcard ../shared/data))
+export OMP_NUM_THREADS ?= $(if $(filter demo,$(MAKECMDGOALS)),2,1)
+
+.PHONY: help demo test lint format bench results clean
+help:
+	@echo "make demo     a network made smaller and faster, with proof: runs/demo/report.html"
+	@echo "make test     the whole test suite"
+	@echo "make lint     style, types and layers"
+	@echo "make bench    benchmarks; figures go to results/"
+	@echo "make results  run the recipes of all works (an hour); figures go to results/"
+
+# torch first and alone, so that no later package chooses another build of it.
+$(VENV)/.base: pyproject.toml CMakeLists.txt src/gracile/native/module.cpp
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/pip install --quiet -e '.[dev,tensorboard,lightning,hf]'
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/gracile reduce --output runs/demo
+
+test: $(VENV)/.test
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/regularizer_overhead.py --output results/regularizer_overhead.json
+	$(BIN)/python benchmarks/graph_removal.py --output results/graph_removal.json
+
+results: $(VENV)/.base
+	$(BIN)/gracile papers run C6 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run C9 --scale cpu --seeds 0,1,2
+
+clean:
+	rm -rf $(VENV) build runs

@@ -1,0 +1,100 @@
+"""The same numbers in another order or shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gracile.graph.rules.registry import Axes, Site, nothing, rule
+
+
+@rule(
+    "view", "_unsafe_view", "_reshape_alias", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "view_copy", "squeeze_copy", "unsqueeze_copy",
+)  # fmt: skip
+def view(at: Site, out: Tensor, x: Tensor, *_: Any) -> Axes:
+    if any(not isinstance(item, (int, list, tuple)) for item in _):  # view(dtype) reads the bytes anew
+        at.pin(*at.axes(x))
+        return nothing(out.dim())
+    return at.reshape(at.axes(x), at.shape(x), out.shape)
+
+
+@rule("permute", "permute_copy")
+def permute(at: Site, out: Tensor, x: Tensor, dims: Sequence[int]) -> Axes:
+    axes = at.axes(x)
+    return [axes[d] for d in dims]
+
+
+@rule("transpose", "swapaxes", "swapdims", "transpose_copy")
+def transpose(at: Site, out: Tensor, x: Tensor, first: int, second: int) -> Axes:
+    axes = at.axes(x)
+    if axes:
+        axes[first], axes[second] = axes[second], axes[first]
+    return axes
+
+
+@rule("t", "numpy_T", "mT", "t_copy")
+def t(at: Site, out: Tensor, x: Tensor) -> Axes:
+    return at.axes(x)[::-1] if x.dim() <= 2 else at.axes(x)[:-2] + at.axes(x)[:-3:-1]
+
+
+@rule("expand", "expand_copy")
+def expand(at: Site, out: Tensor, x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Axes:
+    axes: Axes = nothing(out.dim() - x.dim()) + at.axes(x)
+    shape = [1] * (out.dim() - x.dim()) + list(x.shape)
+    return [axis if n == m else at.fresh(m) for axis, n, m in zip(axes, shape, out.shape, strict=True)]
+
+
+@rule("repeat")
+def repeat(at: Site, out: Tensor, x: Tensor, repeats: Sequence[int]) -> Axes:
+    axes: Axes = nothing(out.dim() - x.dim()) + at.axes(x)
+    shape = [1] * (out.dim() - x.dim()) + list(x.shape)
+    result: Axes = []
+    for axis, n, times in zip(axes, shape, repeats, strict=True):
+        if n == 1:
+            result.append(at.fresh(times))
+        else:
+            result.append(axis if axis is None or times == 1 else np.tile(axis, (times, 1)))
+    return result
+
+
+@rule("as_strided")
+def as_strided(at: Site, out: Tensor, x: Tensor, size: Sequence[int], *_: Any) -> Axes:
+    """Pooling restrides its result without changing its shape; anything else is pinned."""
+    before = at.shape(x)
+    if tuple(before) == tuple(size):
+        return at.axes(x)
+    at.pin(*at.axes(x))
+    return nothing(out.dim())
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(at: Site, out: Tensor, x: Tensor, factor: int) -> Axes:
+    *lead, channels, high, wide = at.axes(x)
+    n = x.shape[-3]
+    if channels is None:
+        return [*lead, None, None, None]
+    new, row, column = at.reshape([channels], [n], [n // factor**2, factor, factor])
+    at.pin(row, column, high, wide)
+    return [*lead, new, None, None]
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(at: Site, out: Tensor, x: Tensor, factor: int) -> Axes:
+    *lead, channels, high, wide = at.axes(x)
+    at.pin(high, wide)
+    n = x.shape[-3]
+    (new,) = at.reshape([channels, None, None], [n, factor, factor], [n * factor**2])
+    return [*lead, new, None, None]
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(at: Site, out: Tensor, x: Tensor, groups: int) -> Axes:
+    lead, channels, *rest = at.axes(x)
+    n = x.shape[1]
+    group, inner = at.reshape([channels], [n], [groups, n // groups])
+    (new,) = at.reshape([inner, group], [n // groups, groups], [n])
+    return [lead, new, *rest]

@@ -1,0 +1,207 @@
+"""Integers that remember where they came from: an attribute, the length of a dimension, or a sum of those.
+
+While a model is watched its integer attributes and the sizes of its tensors are `Traced`: still ints, but
+arithmetic on them builds an expression. When such a number is used as a size, the labels say what it must
+become after a cut, and the expression says which attribute has to change for that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from gracile.graph.labels import Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute, by its number in the book."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Length:
+    """How many indices of a dimension are left."""
+
+    axis: Axis
+    size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Apply:
+    """An operator of Python's on two expressions."""
+
+    op: str
+    left: Expression
+    right: Expression
+
+
+Expression = Attribute | Length | Apply | int
+
+
+def lengths(given: Expression) -> list[Axis]:
+    """The axes whose lengths an expression depends on."""
+    if isinstance(given, Apply):
+        return lengths(given.left) + lengths(given.right)
+    return [given.axis] if isinstance(given, Length) else []
+
+
+def attributes_in(given: Expression) -> set[int]:
+    """The attributes an expression depends on, by number."""
+    if isinstance(given, Attribute):
+        return {given.number}
+    return attributes_in(given.left) | attributes_in(given.right) if isinstance(given, Apply) else set()
+
+
+OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Need:
+    """After a cut `given` must be the number of indices left of `axis` (or `size`, where it is None)."""
+
+    given: Expression
+    axis: Axis
+    size: int
+    op: str
+    module: str
+    source: str
+
+
+@dataclass(slots=True, eq=False)
+class Leaf:
+    """An integer attribute of a module, or of an object that modules point to."""
+
+    path: str
+    position: int | None  # in a list of integers
+    value: int
+    whole: int | list[int]
+    aliases: list[str] = field(default_factory=list)
+
+
+@final
+class Book:
+    """What was learned about integers while the model ran."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.leaves: list[Leaf] = []
+        self.needs: list[Need] = []
+        self.where: Callable[[], tuple[str, str]] = lambda: ("", "")  # module and source line
+        self.pin: Callable[[Axis, str], None] = lambda axis, why: None
+
+    def need(self, op: str, given: int, axis: Axis, size: int) -> None:
+        """Record that a number was used as the size of a dimension."""
+        expression = expression_of(given)
+        if isinstance(expression, int) and axis is None:
+            return
+        if isinstance(expression, Length) and expression.axis is axis:
+            return
+        module, source = self.where()
+        self.needs.append(Need(expression, axis, size, op, module, source))
+
+    def used(self, given: Traced) -> None:
+        """Record that a traced integer took part in arithmetic, where another value is another function."""
+        if attributes_in(given.expression):
+            module, source = self.where()
+            self.needs.append(Need(given.expression, None, int(given), "arithmetic", module, source))
+        else:
+            for axis in lengths(given.expression):
+                self.pin(axis, "its length is used as a number")
+
+
+@final
+class Traced(int):
+    """An int with an expression. Once its book is closed it is an int like any other."""
+
+    expression: Expression
+    book: Book
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)
+        if same is True and self.book.open and not isinstance(other, bool):
+            self._compared(other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        different = int.__ne__(self, other)
+        if different is False and self.book.open and not isinstance(other, bool):
+            self._compared(other)
+        return different
+
+    __hash__ = int.__hash__
+
+    def _compared(self, other: object) -> None:
+        """A model that checks two sizes for equality will check them again after the cut."""
+        theirs = expression_of(other)
+        if theirs is self.expression:
+            return
+        for mine, yours in ((self.expression, theirs), (theirs, self.expression)):
+            if isinstance(yours, Length):
+                module, source = self.book.where()
+                self.book.needs.append(Need(mine, yours.axis, yours.size, "comparison", module, source))
+                return
+
+    def __float__(self) -> float:
+        return float(self._used(int.__float__(self)))
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._used(int.__truediv__(self, other))
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._used(int.__rtruediv__(self, other))
+
+    def __pow__(self, other: Any, modulo: int | None = None) -> Any:
+        whole = isinstance(other, int) and other >= 0
+        return int(self) ** other if whole else self._used(int(self) ** other)
+
+    def _used(self, value: Any) -> Any:
+        if self.book.open:
+            self.book.used(self)
+        return value
+
+    def __neg__(self) -> int:
+        return self * -1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+
+def traced(value: int, expression: Expression, book: Book) -> Traced:
+    """An int that remembers."""
+    number = Traced(value)
+    number.expression, number.book = expression, book
+    return number
+
+
+def expression_of(value: object) -> Expression:
+    """The expression of a traced integer, or the plain number itself."""
+    return value.expression if isinstance(value, Traced) else int(value)  # type: ignore[call-overload]
+
+
+def _method(symbol: str, name: str, reverse: bool) -> Callable[[Traced, Any], Any]:
+    plain = getattr(int, name)
+
+    def method(self: Traced, other: Any) -> Any:
+        value = plain(self, other)
+        if value is NotImplemented or not self.book.open or isinstance(other, bool):
+            return value
+        mine, theirs = self.expression, expression_of(other)
+        made = Apply(symbol, theirs, mine) if reverse else Apply(symbol, mine, theirs)
+        return traced(value, made, self.book)
+
+    return method
+
+
+for _symbol, _name in (("+", "add"), ("-", "sub"), ("*", "mul"), ("//", "floordiv"), ("%", "mod")):
+    setattr(Traced, f"__{_name}__", _method(_symbol, f"__{_name}__", reverse=False))
+    setattr(Traced, f"__r{_name}__", _method(_symbol, f"__r{_name}__", reverse=True))

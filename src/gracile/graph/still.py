@@ -1,0 +1,42 @@
+"""Hold a model still: evaluation mode for one pass, and everything back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Run the model in evaluation mode without gradients and without fused kernels that hide operators.
+
+    Afterwards flags, plain attributes, registered tensors and the random state are what they were. Values
+    written into buffers are the observer's to restore, because only it sees them being written.
+    """
+    modules = list(model.modules())
+    saved = [(mapping, dict(mapping)) for module in modules for mapping in _mappings(module)]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng())
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in modules):
+            # the public context manager sets other flags too, and warns about some
+            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+            torch._C._set_mkldnn_enabled(False)
+        try:
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for mapping, before in saved:
+                mapping.clear()
+                mapping.update(before)
+
+
+def _mappings(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return vars(module), module._parameters, module._buffers, module._modules

@@ -1,0 +1,1 @@
+"""C6: learning structured sparsity in deep neural networks."""

@@ -1,0 +1,1 @@
+"""C9: DeepHoyer, scale-invariant sparsity regularizers."""

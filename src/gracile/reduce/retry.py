@@ -1,0 +1,77 @@
+"""Policy when a cut fails: keep what stands in the way, choose again, and give up after a bounded number.
+
+The watch is not repeated. What stands in the way is named by the graph (a size that cannot be had) or by
+verification (the first operator that differs): the blocks of units that this operator touches stay from then
+on; if it touches none, those of its module, of the module around it, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from gracile.graph import CutRefusedError, Graph
+from gracile.reduce.refusal import Refusal
+from gracile.reduce.replay import UnprovenError, owners
+
+ROUNDS = 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """The last graph, what the attempt gave (None when nothing could go), and what had to stay on the way."""
+
+    graph: Graph
+    result: T | None
+    refused: tuple[Refusal, ...]
+
+
+def narrow(
+    graph: Graph, choose: Callable[[Graph], Collection[int]], attempt: Callable[[Graph, Collection[int]], T]
+) -> Outcome[T]:
+    """Call ``attempt`` with chosen units until it succeeds, pinning after every failure what was to blame."""
+    refused: list[Refusal] = []
+    for _ in range(ROUNDS):
+        units = choose(graph)
+        if not units:
+            break
+        try:
+            return Outcome(graph, attempt(graph, units), tuple(refused))
+        except (CutRefusedError, UnprovenError) as error:
+            guilty = (
+                set(error.units) if isinstance(error, CutRefusedError) else _touched(graph, units, error.step)
+            )
+            blocks = {graph.units[unit].block for unit in (guilty & set(units)) or units}
+            for b in sorted(blocks):
+                block = graph.blocks[b]
+                lost = [unit for unit in block.units if unit in set(units)]
+                source = error.source or block.source
+                refused.append(Refusal(block.name, error.op, source, error.got, max(len(lost), 1)))
+            pinned = [unit for b in blocks for unit in graph.blocks[b].units]
+            graph = graph.pin(pinned, str(error))
+    return Outcome(graph, None, tuple(refused))
+
+
+def _touched(graph: Graph, units: Collection[int], number: int) -> set[int]:
+    """Which of ``units`` the step handles, or else its module, or else the module around that."""
+    if number < 0:
+        return set(units)
+    chosen = np.array(sorted(units))
+    path = graph.steps[number].module
+    steps = [graph.steps[number]]
+    while True:
+        found: set[int] = set()
+        for step in steps:
+            for given in (*step.inputs, *step.outputs):
+                for axis, size in zip(given.labels, given.shape, strict=True):
+                    if axis is not None:
+                        units_here = owners(graph, axis, size)
+                        found |= set(units_here[np.isin(units_here, chosen)].tolist())
+        if found or not path:
+            return found
+        steps = [step for step in graph.steps if f"{step.module}.".startswith(f"{path}.")]
+        path = path.rpartition(".")[0]

@@ -1,0 +1,160 @@
+"""The command line as a person meets it: in a process of its own where it matters, else in this one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gracile.cli import app
+from gracile.errors import GracileError, UsageError
+
+QUICK = ["--dataset", "digits", "--dense", "3", "--learn", "12", "--tune", "1", "--strength", "0.03"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = run("reduce", *QUICK, "-o", out)
+    assert result.exit_code == 0
+    assert "MACs" in result.output
+    return out
+
+
+def test_reduce_leaves_everything_behind(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert {"report.html", "outcome.json", "dense.safetensors", "reduced", "model.json"} <= names
+    outcome = json.loads((folder / "outcome.json").read_text())
+    assert outcome["after"]["parameters"] < outcome["before"]["parameters"]
+
+
+def test_report_can_be_made_again(folder, tmp_path):
+    assert run("report", folder, "-o", tmp_path / "again.html").exit_code == 0
+    assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()
+
+
+def test_bench_measures_both_networks(folder, tmp_path):
+    out = tmp_path / "bench.json"
+    result = run("bench", folder, "--batches", "1,2", "--threads", "1", "--rounds", "5", "-o", out)
+    assert result.exit_code == 0
+    timings = json.loads(out.read_text())["timings"]
+    assert [batch for batch, _ in timings] == [1, 2]
+    assert set(timings[0][1]) == {"dense", "reduced"}
+
+
+def test_train_writes_weights_that_reduce_takes(tmp_path):
+    trained = tmp_path / "train"
+    arguments = ["--model", "mlp", "--dataset", "digits", "--epochs", "2", "-o", trained]
+    assert run("train", *arguments).exit_code == 0
+    first = (trained / "model.safetensors").read_bytes()
+    assert run("train", *arguments).exit_code == 0  # finished: nothing changes
+    assert (trained / "model.safetensors").read_bytes() == first
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert sum(row["kind"] == "epoch" for row in rows) == 2
+    weights = trained / "model.safetensors"
+    hopeless = ["--weights", weights, "--learn", "1", "--strength", "1e-9", "--dataset", "digits"]
+    with pytest.raises(UsageError, match="no dead unit"):
+        run("reduce", "--model", "mlp", *hopeless, "-o", tmp_path / "r")
+
+
+def test_own_networks(tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+        "def wrong():\n    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = ["train", "--dataset", "digits", "--epochs", "1", "-o", "out", "--model"]
+    assert run(*own, "own_network:small").exit_code == 0
+    for spec, says in (
+        ("own_network:wrong", "a int"),
+        ("own_network:none", "none"),
+        ("nowhere:f", "nowhere"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            run(*own, spec)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "nowhere"],
+        ["bench", "nowhere"],
+        ["papers", "show", "C99"],
+        ["reduce", "--dataset", "nothing"],
+        ["reduce", "--model", "nothing", "--dataset", "digits"],
+        ["reduce", "--weights", "nowhere", "--dataset", "digits"],
+        ["reduce", "--dataset", "cifar10", "--data", "nowhere"],
+        ["papers", "run", "C6", "--seeds", "a,b"],
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_explained(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GracileError) as error:
+        run(*arguments)
+    assert "expected" in str(error.value)
+
+
+def process(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", "from gracile.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def test_errors_come_without_traceback_unless_asked():
+    done = process("papers", "show", "C99")
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in process("--traceback", "papers", "show", "C99").stderr
+    unknown = process("reduce", "--no-such-option")
+    assert unknown.returncode == 2
+    assert "Traceback" not in unknown.stderr
+
+
+def test_help_teaches():
+    for arguments in ([], ["reduce"], ["train"], ["bench"], ["report"], ["papers"], ["papers", "run"]):
+        result = run(*arguments, "--help")
+        assert result.exit_code == 0
+    assert "Example:" in run("reduce", "--help").output
+    assert "gracile reduce" in run("--help").output
+    assert run("--version").output.startswith("gracile ")
+
+
+def test_papers_are_listed_and_shown():
+    assert "DeepHoyer" in run("papers", "list").output
+    shown = run("papers", "show", "c9").output
+    assert "Hoyer-Square" in shown
+    assert "What was published" in shown
+
+
+def test_papers_run_records_results(tmp_path, monkeypatch):
+    from gracile.papers.c09_deephoyer import recipe
+
+    quick = recipe._Setting("mlp", "digits", 1, 1, 1, 64, (1e-4,))
+    monkeypatch.setitem(recipe._SETTINGS, "tiny", (quick,))
+    result = run("papers", "run", "C9", "--seeds", "3,4", "--results", tmp_path)
+    assert result.exit_code == 0
+    assert len(list((tmp_path / "C9").glob("tiny-seed*.json"))) == 2
+    assert run("papers", "table", "--results", tmp_path).output.count("seeds 3, 4") == 1
+
+
+def test_the_package_runs_from_its_console_script():
+    script = Path(sys.executable).with_name("gracile")
+    if not script.exists():
+        pytest.skip("reason: the console script is not installed beside this interpreter")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("gracile ")
