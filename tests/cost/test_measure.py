@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import gc
 import time
 
@@ -180,3 +182,20 @@ def test_environment_tells_the_machine_but_not_whose_it_is(tmp_path) -> None:
     assert facts["model name"] == "Some CPU"
     assert _listed(facts) == ["sse4.2", "avx2", "fma"]
     assert _facts(tmp_path / "missing") == {}
+
+
+def test_interrupted_samples_are_taken_again_and_hopeless_ones_counted(monkeypatch):
+    module = sys.modules["gracile.cost.measure"]
+    clock = iter(range(10**6))
+    monkeypatch.setattr(module, "_interruptions", lambda: next(clock))  # every sample is interrupted
+    taken = []
+
+    def timer(call, repeats):
+        taken.append(repeats)
+        return 1.0
+
+    found = measure({"a": int}, rounds=5, timer=timer)["a"]
+    assert found.disturbed == 5
+    assert len(taken) == 2 + 6 * 5  # calibration, then six rounds of five tries
+    monkeypatch.setattr(module, "_interruptions", lambda: 7)
+    assert measure({"a": int}, rounds=5, timer=timer)["a"].disturbed == 0

@@ -63,7 +63,11 @@ class Shuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.grouped(self.first(x).relu())
         n, c, height, width = h.shape
-        h = h.view(n, self.groups, c // self.groups, height, width).transpose(1, 2).reshape(n, c, height, width)
+        h = (
+            h.view(n, self.groups, c // self.groups, height, width)
+            .transpose(1, 2)
+            .reshape(n, c, height, width)
+        )
         return self.last(self.depthwise(h))
 
 
@@ -179,7 +183,9 @@ def prepared(name: str) -> tuple[nn.Module, Tensor]:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
-                tensor.copy_(torch.rand_like(tensor) + 0.3 if tensor.dim() == 1 else torch.randn_like(tensor) * 0.4)
+                tensor.copy_(
+                    torch.rand_like(tensor) + 0.3 if tensor.dim() == 1 else torch.randn_like(tensor) * 0.4
+                )
     return model, example()
 
 
@@ -221,7 +227,7 @@ def test_the_units_of_a_residual_network() -> None:
 
 
 def test_the_units_of_an_lstm_are_its_hidden_units() -> None:
-    """Removing one hidden unit removes its rows of all four gates and its column in all that reads it (ISS)."""
+    """One hidden unit is its rows in all four gates and its column in everything that reads it (ISS)."""
     model, x = prepared("LSTM")
     graph = watch(model, x)
     unit = next(graph.units[b.units[2]] for b in graph.blocks if b.name == "rnn" and len(b.units) == 8)

@@ -88,12 +88,18 @@ def test_watching_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(2), expected)
     assert dict(vars(model)) == attributes
     assert type(model.calls) is int
-    assert all(type(n) is int for n in [*model.sizes, model.layer.in_features, *model.drop.__dict__.values()] if n == 4)
+    assert all(
+        type(n) is int
+        for n in [*model.sizes, model.layer.in_features, *model.drop.__dict__.values()]
+        if n == 4
+    )
     assert (model.training, model.drop.training, model.norm.training) == (True, False, True)
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
     assert not any(hasattr(tensor, ATTRIBUTE) for tensor in [*model.parameters(), *model.buffers(), x])
-    assert hooks == len(nn.modules.module._global_forward_hooks) + len(nn.modules.module._global_forward_pre_hooks)
+    assert hooks == len(nn.modules.module._global_forward_hooks) + len(
+        nn.modules.module._global_forward_pre_hooks
+    )
     assert torch.is_grad_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -94,6 +94,32 @@ class Padded(nn.Module):
         return self.second(h).mean((2, 3))  # the consumer
 
 
+def test_in_place_with_an_optimizer() -> None:
+    """Folded constants reach the original too, and what they were folded into keeps its momentum."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid(), nn.Conv2d(6, 5, 3, bias=False),
+        nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3),
+    )  # fmt: skip
+    model = shaken(model, torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    x, other = torch.randn(2, 2, 8, 8).double(), torch.randn(5, 2, 8, 8).double()
+    model(x).square().sum().backward()
+    optimizer.step()
+    kill(model[0], [3])
+    kill(model[3], [1, 2])
+    momentum = optimizer.state[model[3].weight]["momentum_buffer"].clone()
+    with torch.no_grad():
+        want = model(other)
+    reduction = remove(model, x)
+    assert set(reduction.folded) == {"4.running_mean", "7.bias"}
+    reduction.apply_(model, optimizer)
+    with torch.no_grad():
+        torch.testing.assert_close(model(other), want, rtol=1e-12, atol=1e-12)
+        assert torch.equal(model(other), reduction.model(other))
+    kept = momentum[[0, 3, 4]][:, [0, 1, 2, 4, 5]]
+    assert torch.equal(optimizer.state[model[3].weight]["momentum_buffer"], kept)
+
+
 def test_padding_refuses_and_says_where() -> None:
     model = shaken(Padded(), torch.float64)
     kill(model.first, [1, 4])

@@ -38,7 +38,7 @@ def history(*scores: float, name: str = "accuracy") -> History:
 
 
 def timing(name: str, median: float) -> Timing:
-    return Timing(name, median, 0.9 * median, 1.2 * median, 1.0, 1.0, 1.0, 1, (median,) * 5, 1, "cpu")
+    return Timing(name, median, 0.9 * median, 1.2 * median, 1.0, 1.0, 1.0, 1, 0, (median,) * 5, 1, "cpu")
 
 
 def test_widths_draw_what_is_left() -> None:

@@ -64,14 +64,14 @@ class Noise(Method):
         self.seen, self.epochs = state["seen"], state["epochs"]
 
 
-def go(model, splits, folder, at=None, **more):
+def go(model, splits, folder, at=None, every=5, **more):
     noise = Noise()
     arguments = {
         "epochs": 3,
         "batch_size": 30,
         "schedule": step((0.3, 0.8)),
         "methods": [noise, Interrupt(at)],
-        "folder": Checkpoints(folder, every=5, keep=1),
+        "folder": Checkpoints(folder, every=every, keep=1),
         "loggers": [JsonLines(folder / "log.jsonl")],
         "log_every": 4,
         "device": "cpu",
@@ -108,6 +108,33 @@ def test_resumed_equals_uninterrupted(digits, mlp, same, tmp_path, name):
         assert torch.equal(resumed.seen, noise.seen)
         assert resumed.epochs == noise.epochs == 3
         assert (folder / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+class Unplug:
+    """A logger that pulls the plug when an epoch has been logged, but not saved."""
+
+    def start(self, step):
+        pass
+
+    def write(self, kind, step, values):
+        if kind == "epoch" and values["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("every", [0, 4, 5])  # 4 divides the 12 steps of an epoch
+def test_interrupted_between_an_epoch_and_its_checkpoint(digits, mlp, same, tmp_path, every):
+    whole, again = mlp(0.5), mlp(0.5)
+    expected, _ = go(whole, digits, tmp_path / "whole")
+    log = tmp_path / "cut" / "log.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        go(mlp(0.5), digits, tmp_path / "cut", every=every, loggers=[JsonLines(log), Unplug()])
+    history, _ = go(again, digits, tmp_path / "cut", every=every)
+    same(whole, again)
+    assert history == expected
+    assert log.read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
 
 
 def test_a_finished_run_is_not_trained_again(digits, mlp, same, tmp_path):
@@ -169,6 +196,10 @@ def broken(state: dict, how: str) -> dict:
             state["optimizer"]["param_groups"] = []
         case "optimizer type":
             state["optimizer"] = "SGD"
+        case "learning rate":
+            state["optimizer"]["param_groups"][0]["lr"] = "0.1"
+        case "best":
+            state["best"] = {"0.weight": torch.zeros(2)}
         case "random":
             state["ranks"] = ["{}"]
         case "generator":
@@ -189,7 +220,9 @@ def broken(state: dict, how: str) -> dict:
     [
         "methods",
         "optimizer state",
+        "best",
         "optimizer type",
+        "learning rate",
         "random",
         "generator",
         "standing",
@@ -204,7 +237,7 @@ def test_a_checkpoint_of_wrong_types_is_refused_whole(digits, mlp, same, tmp_pat
     checkpoint.save(tmp_path, broken(checkpoint.load(tmp_path), how), step=99)
     model = mlp()
     noise = Noise()
-    with pytest.raises(FileError):
+    with pytest.raises(UsageError if how == "best" else FileError):
         go(model, digits, tmp_path, methods=[noise, Interrupt(0)])
     same(model, mlp())
     assert torch.equal(noise.seen, torch.zeros(3, dtype=torch.float64))

@@ -14,10 +14,10 @@ from gracile.files import write_json, write_tensors
 from gracile.pipeline import Plan, publish, slim, summarize
 
 _PLANS = {
-    "digits": Plan(dense=15, learn=25, tune=10, strength=4e-3),
-    "mnist": Plan(dense=2, learn=3, tune=2, strength=2e-3),
-    "fashion-mnist": Plan(dense=3, learn=4, tune=2, strength=2e-3),
-    "cifar10": Plan(dense=20, learn=30, tune=15, strength=1e-3),
+    "digits": Plan(dense=30, learn=50, tune=60, strength=4e-3, rate=0.05, rate_tune=0.4, batch_size=32),
+    "mnist": Plan(dense=3, learn=4, tune=2, strength=4e-3, rate=0.02),
+    "fashion-mnist": Plan(dense=3, learn=4, tune=2, strength=4e-3, rate=0.02),
+    "cifar10": Plan(dense=30, learn=40, tune=20, strength=1e-3, rate=0.05),
     "ptb": Plan(dense=6, learn=10, tune=4, strength=1e-3, rate=1.0, batch_size=20),
 }
 

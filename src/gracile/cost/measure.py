@@ -18,6 +18,11 @@ from torch import nn
 
 from gracile.errors import UsageError
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Call = Callable[[], object]
 Timer = Callable[[Call, int], float]
@@ -25,6 +30,7 @@ Timer = Callable[[Call, int], float]
 
 _SAMPLE_S = 2e-3  # long against the clock's resolution and a context switch
 _MOST_REPEATS = 1_000_000
+_TRIES = 5
 _RESAMPLES = 2000
 
 
@@ -39,6 +45,8 @@ class Timing:
         speedup: median of the first candidate over this one's.
         speedup_lower, speedup_upper: 95 % bootstrap interval of ``speedup``, rounds resampled in pairs.
         repeats: calls in one sample.
+        disturbed: samples during which the system ran something else on this processor, even after
+            repeating them.
         samples_s: every round's time, in order.
         threads: that torch was allowed to use.
         device: where the inputs were.
@@ -52,6 +60,7 @@ class Timing:
     speedup_lower: float
     speedup_upper: float
     repeats: int
+    disturbed: int
     samples_s: tuple[float, ...]
     threads: int
     device: str
@@ -69,8 +78,10 @@ def measure(
 
     The candidates take turns: each round times all of them once, in a new random order, so that
     a machine that slows down slows all of them. A sample repeats the call until it lasts about
-    2 ms. One round is thrown away as warm-up, garbage collection is off, gradients are off, and
-    torch's thread count is set and restored. CUDA work is timed by events on its stream.
+    2 ms, and is taken again (at most four times) if the system interrupted it to run something
+    else: on a busy machine half of the samples would measure other programs. One round is thrown
+    away as warm-up, garbage collection is off, gradients are off, and torch's thread count is set
+    and restored. CUDA work is timed by events on its stream.
 
     Args:
         candidates: name -> network (in eval mode) or function; ratios refer to the first one.
@@ -92,6 +103,7 @@ def measure(
     timer = timer or (time_on_stream if device.startswith("cuda") else time_on_wall)
     calls = {name: _bind(function, inputs) for name, function in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    disturbed = dict.fromkeys(calls, 0)
     order = list(calls)
     shuffle = random.Random(seed).shuffle
     with _quiet(threads), torch.inference_mode():
@@ -99,12 +111,13 @@ def measure(
         for turn in range(rounds + 1):
             shuffle(order)
             for name in order:
-                seconds = timer(calls[name], repeats[name]) / repeats[name]
+                seconds, calm = _sample(calls[name], repeats[name], timer)
                 if turn:
                     samples[name].append(seconds)
+                    disturbed[name] += not calm
     reference = samples[next(iter(samples))]
     return {
-        name: _timing(name, own, reference, repeats[name], threads, device, seed)
+        name: _timing(name, own, reference, repeats[name], disturbed[name], threads, device, seed)
         for name, own in samples.items()
     }
 
@@ -133,6 +146,7 @@ def _timing(
     own: Sequence[float],
     reference: Sequence[float],
     repeats: int,
+    disturbed: int,
     threads: int,
     device: str,
     seed: int,
@@ -151,10 +165,26 @@ def _timing(
         speedup_lower=float(bounds[0]),
         speedup_upper=float(bounds[1]),
         repeats=repeats,
+        disturbed=disturbed,
         samples_s=tuple(own),
         threads=threads,
         device=device,
     )
+
+
+def _sample(call: Call, repeats: int, timer: Timer) -> tuple[float, bool]:
+    """Seconds for one call, and whether nothing interrupted them."""
+    for _ in range(_TRIES):
+        before = _interruptions()
+        seconds = timer(call, repeats) / repeats
+        if _interruptions() == before:
+            return seconds, True
+    return seconds, False
+
+
+def _interruptions() -> int:
+    """How often the system took the processor from this process; 0 where it does not tell."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def _ratio(reference: Array, own: Array) -> Array:

@@ -80,8 +80,10 @@ class SizeMode(TorchFunctionMode):
     def part(self, name: str, given: Any, axis: Axis, n: int) -> None:
         """A number that says where a dimension is parted, from its start or, if negative, from its end."""
         if isinstance(given, int) and not isinstance(given, bool) and 0 < abs(given) < n and axis is not None:
-            piece = axis[:given] if given > 0 else axis[given:]
-            self.book.need(name, given if given > 0 else -given, piece, abs(int(given)))
+            head = int(given) > 0
+            self.book.need(
+                name, given if head else -given, axis[:given] if head else axis[given:], abs(given)
+            )
 
 
 def _asked(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -140,10 +142,10 @@ def _interleave(
 ) -> None:
     times = args[1] if len(args) > 1 else kwargs.get("repeats")
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
-    if isinstance(times, int) and dim is not None and times > 1:
+    if isinstance(times, int) and dim is not None and int(times) > 1:
         axes, n = mode.axes(out), out.shape[dim]
-        _, repeat = mode.site.reshape([axes[dim]], [n], [n // times, times])
-        mode.needs(name, [times], [repeat], [times])
+        _, repeat = mode.site.reshape([axes[dim]], [n], [n // int(times), int(times)])
+        mode.needs(name, [times], [repeat], [int(times)])
 
 
 @_reads("split", "split_with_sizes")
@@ -154,8 +156,8 @@ def _split(
     dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
     axes, sizes = [mode.axes(y)[dim] for y in out], [y.shape[dim] for y in out]
     if isinstance(given, int):  # the last part may be shorter
-        whole = [i for i, n in enumerate(sizes) if n == given]
-        mode.needs(name, [given] * len(whole), [axes[i] for i in whole], [given] * len(whole))
+        whole = [i for i, n in enumerate(sizes) if n == int(given)]
+        mode.needs(name, [given] * len(whole), [axes[i] for i in whole], [sizes[i] for i in whole])
     elif given is not None:
         mode.needs(name, given, axes, sizes)
 
@@ -226,6 +228,16 @@ def _getitem(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str,
         d += 1
 
 
+@_reads("pad")
+def _pad(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    pad = args[1] if len(args) > 1 else kwargs["pad"]
+    axes, sizes = mode.axes(out), out.shape
+    for back in range(1, len(pad) // 2 + 1):
+        before, after = pad[2 * back - 2], pad[2 * back - 1]
+        mode.part(name, before if int(before) > 0 else 0, axes[-back], sizes[-back])
+        mode.part(name, -after if int(after) > 0 else 0, axes[-back], sizes[-back])
+
+
 @_reads("layer_norm", "rms_norm")
 def _layer_norm(
     mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
@@ -235,7 +247,7 @@ def _layer_norm(
 
 
 def _groups(mode: SizeMode, name: str, x: Tensor, dim: int, groups: Any) -> None:
-    if isinstance(groups, int) and groups > 1:
+    if isinstance(groups, int) and int(groups) > 1:
         axis, n = mode.axes(x)[dim], x.shape[dim]
         mode.needs(
             name, [groups], mode.site.reshape([axis], [n], [int(groups), n // int(groups)])[:1], [int(groups)]

@@ -136,12 +136,19 @@ class Graph:
         names = sorted({self.blocks[self._found[0].block[u]].name for u in units})
         first = conflicts[0]
         need = first.need
-        given = f"the number {first.given}, written in the code" if first.literal else f"{first.given}"
+        given = (
+            f"given the number {first.given}, written in the code"
+            if first.literal
+            else f"given {first.given}"
+        )
+        expected = f"{first.wanted} in place of {need.size}"
+        if need.op == "comparison" and need.axis is None:
+            given, expected = "that comes out differently", "the same outcome as before"
         more = f" (and {len(conflicts) - 1} more such calls)" if len(conflicts) > 1 else ""
         return CutRefusedError(
             f"cutting units {_few(units)} of {_few(names)}",
-            got=f"{need.op} at {need.source or need.module} given {given}{more}",
-            expected=f"{first.wanted} in place of {need.size}",
+            got=f"{need.op} at {need.source or need.module} {given}{more}",
+            expected=expected,
             hint="keep these units, or compute the size from the tensor's shape or from an attribute",
             units=units,
             op=need.op,
@@ -184,6 +191,11 @@ class Graph:
         """The indices of any operand's dimension that stay when these units go; None when all do."""
         live = self._alive(self._labels.resolve(axis), self._dead(units))
         return None if live is None else np.flatnonzero(live).tolist()
+
+    def owners(self, axis: Axis) -> npt.NDArray[np.int32] | None:
+        """The unit that each index of any operand's dimension belongs to, -1 for none; None when all are -1."""
+        rows = self._labels.resolve(axis)
+        return None if rows is None else self._found[0].of[rows].max(1)
 
     def pin(self, units: Iterable[int], why: str) -> Graph:
         """A graph in which these units stay; unit numbers of the two graphs differ."""

@@ -62,6 +62,11 @@ OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "*": operator.mul,
     "//": operator.floordiv,
     "%": operator.mod,
+    "==": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 
 
@@ -127,29 +132,46 @@ class Traced(int):
     book: Book
 
     def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other)
-        if same is True and self.book.open and not isinstance(other, bool):
-            self._compared(other)
-        return same
+        return self._compared("==", other, int.__eq__(self, other))
 
     def __ne__(self, other: object) -> bool:
-        different = int.__ne__(self, other)
-        if different is False and self.book.open and not isinstance(other, bool):
-            self._compared(other)
-        return different
+        same = self._compared("==", other, int.__eq__(self, other))
+        return same if same is NotImplemented else not same
+
+    def __lt__(self, other: int) -> bool:
+        return self._compared("<", other, int.__lt__(self, other))
+
+    def __le__(self, other: int) -> bool:
+        return self._compared("<=", other, int.__le__(self, other))
+
+    def __gt__(self, other: int) -> bool:
+        return self._compared(">", other, int.__gt__(self, other))
+
+    def __ge__(self, other: int) -> bool:
+        return self._compared(">=", other, int.__ge__(self, other))
 
     __hash__ = int.__hash__
 
-    def _compared(self, other: object) -> None:
-        """A model that checks two sizes for equality will check them again after the cut."""
-        theirs = expression_of(other)
-        if theirs is self.expression:
-            return
-        for mine, yours in ((self.expression, theirs), (theirs, self.expression)):
-            if isinstance(yours, Length):
-                module, source = self.book.where()
-                self.book.needs.append(Need(mine, yours.axis, yours.size, "comparison", module, source))
-                return
+    def _compared(self, op: str, other: object, outcome: bool) -> bool:
+        """A model that compares two sizes will do so again after the cut, and must take the same way."""
+        if outcome is NotImplemented or not self.book.open or isinstance(other, bool):
+            return outcome
+        mine, theirs = self.expression, expression_of(other)
+        if op == "==" and isinstance(mine, Length):
+            mine, theirs = theirs, mine
+        module, source = self.book.where()
+        given: Expression = Apply(op, mine, theirs)
+        axis: Axis = None
+        size = int(outcome)
+        if op == "==" and outcome:  # sizes that are equal say what an attribute must become
+            if isinstance(theirs, Length):
+                given, axis, size = mine, theirs.axis, theirs.size
+            elif isinstance(theirs, int):
+                given, size = mine, theirs
+            else:
+                given, size = Apply("-", mine, theirs), 0
+        self.book.needs.append(Need(given, axis, size, "comparison", module, source))
+        return outcome
 
     def __float__(self) -> float:
         return float(self._used(int.__float__(self)))

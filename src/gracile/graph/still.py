@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ def still(model: nn.Module) -> Iterator[None]:
     written into buffers are the observer's to restore, because only it sees them being written.
     """
     modules = list(model.modules())
-    saved = [(mapping, dict(mapping)) for module in modules for mapping in _mappings(module)]
+    saved = [(held, copy.copy(held)) for module in modules for held in _containers(module)]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng())
@@ -33,10 +34,12 @@ def still(model: nn.Module) -> Iterator[None]:
                 module.training = False
             yield
         finally:
-            for mapping, before in saved:
-                mapping.clear()
-                mapping.update(before)
+            for held, before in saved:
+                held.clear()
+                held.extend(before) if isinstance(held, list) else held.update(before)
 
 
-def _mappings(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return vars(module), module._parameters, module._buffers, module._modules
+def _containers(module: nn.Module) -> list[Any]:
+    """A module's attributes, and the lists, sets and dictionaries among them (its parameters, say)."""
+    attributes = vars(module)
+    return [attributes, *(value for value in attributes.values() if isinstance(value, (dict, list, set)))]

@@ -42,8 +42,8 @@ class Plan:
     tune: int = 8
     strength: float = 3e-3
     rate: float = 0.05
-    rate_learn: float = 0.5
-    rate_tune: float = 0.2
+    rate_learn: float = 1.0
+    rate_tune: float = 0.5
     batch_size: int = 64
     latency_batches: tuple[int, ...] = (1, 64)
 

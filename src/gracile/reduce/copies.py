@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gracile.graph.still import still
+
 
 def duplicate(model: nn.Module) -> nn.Module:
     """Deep copy that also takes tensors which autograd made, such as the ``weight`` of a weight norm.
@@ -29,23 +31,20 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def quiet(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autograd, and the random state as it was; every module's mode is restored.
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards everything is as it was, values of buffers included.
 
-    >>> layer = torch.nn.Dropout()
-    >>> with quiet(layer):
-    ...     layer.training
-    False
-    >>> layer.training
-    True
+    >>> layer = torch.nn.BatchNorm1d(2)
+    >>> with undisturbed(layer):
+    ...     _ = layer.running_mean.add_(1)
+    >>> layer.training, layer.running_mean
+    (True, tensor([0., 0.]))
     """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            for module, _ in modes:
-                module.training = False
+        with still(model):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

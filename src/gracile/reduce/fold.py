@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from gracile.graph import Axis, Graph, Operand, Step
-from gracile.graph.still import still
+from gracile.reduce.copies import undisturbed
 from gracile.reduce.probes import Inputs, copied, fresh, leaves
 from gracile.reduce.refusal import Refusal
-from gracile.reduce.replay import Replay, Survivors, adds, owners, tensors_in
+from gracile.reduce.replay import Replay, Survivors, adds, tensors_in
 
 _CONVOLUTIONS = ("aten.convolution.default", "aten._convolution.default")
 # operator: positions of bias, left and right factor
@@ -134,7 +134,7 @@ def _observe(
             sites[number] = waiting[id(site.out)] = site
 
     args, named = copied(inputs)
-    with still(model), Replay(graph, survivors, visit):
+    with undisturbed(model), Replay(graph, survivors, visit):
         output = model(*args, **named)
     for value in leaves(output):  # the user listens, too
         if id(value) in waiting:
@@ -168,7 +168,7 @@ def _added(step: Step, args: tuple[Any, ...], survivors: Survivors) -> list[int]
         if survivors.of(axis) is not None:
             dead = _dead(axis, x.shape[dim], survivors)
             speaks = _rows(x, dim, dead).ne(0).any(1).cpu()
-            found += owners(survivors.graph, axis, x.shape[dim])[dead[speaks].numpy()].tolist()
+            found += _units(axis, dead[speaks], survivors)
     return found
 
 
@@ -179,7 +179,7 @@ def _site(
     """What is received here; with a problem if nothing can be done about it."""
     x, w = args[x_at], args[w_at]
     dead = _dead(step.args[x_at].labels[x_dim], x.shape[x_dim], survivors)
-    units = owners(survivors.graph, step.args[x_at].labels[x_dim], x.shape[x_dim])[dead.numpy()].tolist()
+    units = _units(step.args[x_at].labels[x_dim], dead, survivors)
     received = _rows(x, x_dim, dead)
     low, high = received.amin(1), received.amax(1)
     steady = (high - low) <= 16 * torch.finfo(x.dtype).eps * torch.maximum(high.abs(), low.abs())
@@ -313,3 +313,8 @@ def _dead(axis: Axis, size: int, survivors: Survivors) -> Tensor:
     gone = torch.ones(size, dtype=torch.bool)
     gone[survivors.of(axis)] = False
     return gone.nonzero().flatten()
+
+
+def _units(axis: Axis, indices: Tensor, survivors: Survivors) -> list[int]:
+    owners = survivors.graph.owners(axis)
+    return [] if owners is None else [int(unit) for unit in owners[indices.numpy()]]

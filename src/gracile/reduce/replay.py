@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
@@ -146,12 +144,6 @@ def _resize(func: OpOverload, args: tuple[Any, ...], small: list[Any], channels:
 def adds(step: Step) -> bool:
     """Whether the operator runs over a whole dimension but takes a zero for nothing."""
     return step.op.split(".")[1] in ADDING
-
-
-def owners(graph: Graph, axis: Axis, size: int) -> npt.NDArray[np.int32]:
-    """The unit that every index of an axis belongs to, -1 for none."""
-    rows = graph._labels.resolve(axis)
-    return np.full(size, -1, np.int32) if rows is None else graph._found[0].of[rows].max(1)
 
 
 def in_step(graph: Graph, number: int, func: OpOverload) -> Step:

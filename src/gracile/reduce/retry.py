@@ -1,5 +1,8 @@
 """Policy when a cut fails: keep what stands in the way, choose again, and give up after a bounded number.
 
+Every failure pins a block, so refusals by the graph, which cost nothing, come to an end by themselves;
+failed verifications cost forward passes and are limited to ``ROUNDS``.
+
 The watch is not repeated. What stands in the way is named by the graph (a size that cannot be had) or by
 verification (the first operator that differs): the blocks of units that this operator touches stay from then
 on; if it touches none, those of its module, of the module around it, and so on.
@@ -15,7 +18,7 @@ import numpy as np
 
 from gracile.graph import CutRefusedError, Graph
 from gracile.reduce.refusal import Refusal
-from gracile.reduce.replay import UnprovenError, owners
+from gracile.reduce.replay import UnprovenError
 
 ROUNDS = 20
 T = TypeVar("T")
@@ -35,22 +38,21 @@ def narrow(
 ) -> Outcome[T]:
     """Call ``attempt`` with chosen units until it succeeds, pinning after every failure what was to blame."""
     refused: list[Refusal] = []
-    for _ in range(ROUNDS):
-        units = choose(graph)
-        if not units:
-            break
+    failures = 0
+    while failures < ROUNDS and (units := choose(graph)):
         try:
             return Outcome(graph, attempt(graph, units), tuple(refused))
         except (CutRefusedError, UnprovenError) as error:
-            guilty = (
-                set(error.units) if isinstance(error, CutRefusedError) else _touched(graph, units, error.step)
-            )
-            blocks = {graph.units[unit].block for unit in (guilty & set(units)) or units}
+            failures += isinstance(error, UnprovenError)
+            chosen = set(units)
+            named = error.units if isinstance(error, CutRefusedError) else _touched(graph, units, error.step)
+            blocks = {graph.units[unit].block for unit in (chosen & set(named)) or chosen}
             for b in sorted(blocks):
                 block = graph.blocks[b]
-                lost = [unit for unit in block.units if unit in set(units)]
-                source = error.source or block.source
-                refused.append(Refusal(block.name, error.op, source, error.got, max(len(lost), 1)))
+                count = len(chosen & set(block.units))
+                refused.append(
+                    Refusal(block.name, error.op, error.source or block.source, error.got, max(count, 1))
+                )
             pinned = [unit for b in blocks for unit in graph.blocks[b].units]
             graph = graph.pin(pinned, str(error))
     return Outcome(graph, None, tuple(refused))
@@ -67,10 +69,10 @@ def _touched(graph: Graph, units: Collection[int], number: int) -> set[int]:
         found: set[int] = set()
         for step in steps:
             for given in (*step.inputs, *step.outputs):
-                for axis, size in zip(given.labels, given.shape, strict=True):
-                    if axis is not None:
-                        units_here = owners(graph, axis, size)
-                        found |= set(units_here[np.isin(units_here, chosen)].tolist())
+                for axis in given.labels:
+                    owners = graph.owners(axis)
+                    if owners is not None:
+                        found |= set(owners[np.isin(owners, chosen)].tolist())
         if found or not path:
             return found
         steps = [step for step in graph.steps if f"{step.module}.".startswith(f"{path}.")]

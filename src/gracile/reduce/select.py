@@ -41,7 +41,7 @@ def dead(graph: Graph, model: nn.Module, threshold: float = 0.0) -> list[int]:
         if role is None or (role == "out" and parameter.dim() < 2):
             continue
         rest = [d for d in range(parameter.dim()) if d != dim]
-        largest = torch.linalg.vector_norm(parameter, float("inf"), rest) if rest else parameter.abs()
+        largest = torch.maximum(parameter.amax(rest), -parameter.amin(rest)) if rest else parameter.abs()
         owner = torch.tensor(view.index)
         owned = owner >= 0
         speaks = ~(largest.cpu() <= threshold)

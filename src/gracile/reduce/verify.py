@@ -18,9 +18,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gracile.graph import Cut, Graph, Step
-from gracile.graph.still import still
 from gracile.reduce.apply import apply_, refresh_, take
-from gracile.reduce.copies import duplicate
+from gracile.reduce.copies import duplicate, undisturbed
 from gracile.reduce.probes import Inputs, copied, fresh, jitter_, leaves, twice
 from gracile.reduce.replay import Replay, Survivors, UnprovenError, in_step, tensors_in
 
@@ -97,8 +96,7 @@ def _same_structure(
     small = duplicate(full)
     apply_(small, cut)
     error, moved, narrower = 0.0, 0.0, False
-    for number, probe in enumerate(_probes(full, graph, inputs)):
-        before = _run(full, probe)
+    for number, (probe, before) in enumerate(_probes(full, graph, inputs)):
         try:
             reference, counted = _reference(masked, graph, survivors, probe)
         except UnprovenError:  # a larger batch may be a longer sequence, which the log cannot follow
@@ -130,9 +128,9 @@ def _same_function(
 ) -> float:
     """Largest error of the reduced model against the original one."""
     error = 0.0
-    for number, probe in enumerate(_probes(model, graph, inputs)):
+    for number, (probe, before) in enumerate(_probes(model, graph, inputs)):
         try:
-            reference, _ = _reference(model, graph, survivors, probe)
+            reference = _reference(model, graph, survivors, probe)[0] if _counts(graph) else before
         except UnprovenError:
             if number:
                 break
@@ -189,34 +187,36 @@ def tolerance_of(outputs: list[Tensor]) -> float:
     return max((TOLERANCE.get(x.dtype, 0.0) for x in outputs), default=0.0)
 
 
-def _probes(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[Inputs]:
-    """Fresh inputs that the model takes, and a batch of twice the size if it takes that too."""
-    first, failure = None, None
+def _probes(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
+    """Fresh inputs that the model takes, then twice the batch if it takes that too; each with its outputs."""
+    found: tuple[Inputs, list[Tensor]] | None = None
+    failure = None
     for candidate in (fresh(inputs, seed=11), fresh(inputs, seed=11, integers=False), copied(inputs)):
         try:
-            finite = all(y.isfinite().all() for y in _run(model, candidate) if y.is_floating_point())
+            outputs = _run(model, candidate)
         except Exception as error:  # lengths that must fall, say
             failure = error
             continue
-        first = first or candidate
+        finite = all(y.isfinite().all() for y in outputs)
+        if found is None or finite:
+            found = (candidate, outputs)
         if finite:
-            first = candidate
             break
-    if first is None:
+    if found is None:
         raise UnprovenError(f"the full-size model fails on numbers like the example's ({failure})", graph)
-    yield first
-    larger = twice(first, seed=12)
+    yield found
+    larger = twice(found[0], seed=12)
     if larger is not None:
         try:
-            _run(model, larger)
+            outputs = _run(model, larger)
         except Exception:
             return  # the model's own limit, not the cut's
-        yield larger
+        yield larger, outputs
 
 
 def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     args, named = copied(inputs)
-    with still(model):
+    with undisturbed(model):
         return [y.clone() for y in leaves(model(*args, **named))]
 
 
@@ -224,13 +224,17 @@ def _reference(
     model: nn.Module, graph: Graph, survivors: Survivors, inputs: Inputs
 ) -> tuple[list[Tensor], bool]:
     """Outputs, and whether an operator counted over what goes."""
-    if not any(step.counted for step in graph.steps):
+    if not _counts(graph):
         return _run(model, inputs), False
     replay = Replay(graph, survivors)
     args, named = copied(inputs)
-    with still(model), replay:
+    with undisturbed(model), replay:
         output = model(*args, **named)
     return [y.clone() for y in leaves(output)], replay.counted
+
+
+def _counts(graph: Graph) -> bool:
+    return any(step.counted for step in graph.steps)
 
 
 def _first_difference(
@@ -247,7 +251,7 @@ def _first_difference(
     for model, mode in ((masked, Replay(graph, survivors, note)), (small, (follow := _Follow(graph, sums)))):
         args, named = copied(inputs)
         try:
-            with still(model), mode:
+            with undisturbed(model), mode:
                 model(*args, **named)
         except UnprovenError as lost:
             return lost.step

@@ -162,7 +162,8 @@ def fit(
         )
         while run.epoch < epochs and not run.stop:
             began = time.perf_counter()
-            batches = _batches(splits.train, batch_size // world, run, run.step % length, seed, workers)
+            done = run.step - run.epoch * length
+            batches = _batches(splits.train, batch_size // world, run, done, seed, workers)
             loop.train(batches, end=(run.epoch + 1) * length)
             ranks.share_buffers_(model, world)
             found = evaluate(model, splits.validation, task, batch_size, rank, world)
@@ -236,6 +237,7 @@ class _Loop:
                 recent = standing.recent_loss(run.ranks)
                 self.log("step", epoch=run.epoch + 1, loss=recent, learning_rate=_rate(run))
                 self.bar.note(f"loss {recent:.4f}")
+            # The end of the epoch saves when it has been measured and logged, so that it is logged once.
             every = self.checkpoints.every if self.checkpoints else 0
             if self.checkpoints and every and run.step % every == 0 and run.step < end:
                 save(self.checkpoints, run, self.methods, standing)

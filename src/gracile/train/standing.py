@@ -119,7 +119,10 @@ def resume(source: Checkpoints, run: Run, methods: Sequence[Method], standing: S
     try:
         saved = msgspec.convert(state["standing"], _Saved)
         _require_same(source, standing.identity, saved.identity)
-        _require_fit(source, run.model.state_dict(), state["model"])
+        for weights in (state["model"], state["best"]):
+            if weights is not None:
+                _require_fit(source, run.model.state_dict(), weights)
+        _require_alike(run.optimizer.state_dict(), state["optimizer"])
         own = msgspec.json.decode(state["ranks"][run.rank], type=_Own)
         _apply(state, run, methods, standing)
         standing.sums.copy_(torch.tensor(own.sums, dtype=torch.float64))
@@ -217,6 +220,20 @@ def _require_fit(source: Checkpoints, now: Mapping[str, Any], then: Mapping[str,
                 expected=f"{theirs.get(name, 'no such tensor')}, as in the checkpoint",
                 hint="use another folder for another model",
             )
+
+
+def _require_alike(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Compare the types of an optimizer's settings: torch takes what comes and fails in a later step."""
+    mine, theirs = (
+        [{name: _kind(value) for name, value in group.items()} for group in side["param_groups"]]
+        for side in (now, then)
+    )
+    if mine != theirs:
+        raise TypeError(f"optimizer settings {theirs} instead of {mine}")
+
+
+def _kind(value: object) -> str:
+    return "number" if type(value) in (int, float) else type(value).__name__
 
 
 def _copy(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,8 +103,6 @@ class Structure(Method):
 
     def after_step(self, run: Run) -> None:
         terms = self._active(run)
-        if not terms:
-            return
         if self.mode == "proximal":
             proximal_(terms, run.parameters, step=steps_of(run))
         if self.threshold:

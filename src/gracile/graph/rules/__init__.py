@@ -1,18 +1,19 @@
 """What every operator does to labels: one small function per kind, one file per family.
 
-A new rule is a few lines in one of these files (or a file of its own, imported here)::
+A new rule is a few lines in one of these files, or in a file of its own that is imported here::
 
     @rule("flip")
-    def flip(at, out, x, dims): ...
+    def flip(at: Site, out: Tensor, x: Tensor, dims: Sequence[int]) -> Axes: ...
 """
 
-from gracile.graph.rules import (
+from gracile.graph.rules import (  # noqa: F401 (importing a family registers its rules)
     attention,
     contract,
     conv,
     lookup,
     norm,
     pointwise,
+    recurrent,
     reduce,
     select,
     shape,
@@ -20,19 +21,4 @@ from gracile.graph.rules import (
 )
 from gracile.graph.rules.registry import RULES, Rule, Site, rule
 
-__all__ = [
-    "RULES",
-    "Rule",
-    "Site",
-    "attention",
-    "contract",
-    "conv",
-    "lookup",
-    "norm",
-    "pointwise",
-    "reduce",
-    "rule",
-    "select",
-    "shape",
-    "spatial",
-]
+__all__ = ["RULES", "Rule", "Site", "rule"]

@@ -101,6 +101,7 @@ def flip(at: Site, out: Tensor, x: Tensor, dims: Sequence[int]) -> Axes:
 
 @rule("constant_pad_nd")
 def constant_pad(at: Site, out: Tensor, x: Tensor, pad: Sequence[int], value: float = 0) -> Axes:
+    """What is added is the same for every index, so it may go; what is taken away just goes."""
     axes = at.axes(x)
     for back in range(1, len(pad) // 2 + 1):
         before, after = pad[2 * back - 2], pad[2 * back - 1]
@@ -108,5 +109,6 @@ def constant_pad(at: Site, out: Tensor, x: Tensor, pad: Sequence[int], value: fl
         if axis is None or (before == 0 and after == 0):
             continue
         kept = axis[max(0, -before) : n - max(0, -after)]
-        axes[-back] = joined([(None, max(0, before)), (kept, len(kept)), (None, max(0, after))])
+        added = [(at.labels.fresh(m), m) for m in (max(0, before), max(0, after))]
+        axes[-back] = joined([added[0], (kept, len(kept)), added[1]])
     return axes

@@ -40,10 +40,22 @@ class _Setting:
 
 _SETTINGS: dict[Scale, _Setting] = {
     "tiny": _Setting(
-        "digits", 25, 30, 15, 1.0e-2, (5e-4, 1e-3, 2e-3), Plan(dense=25, learn=40, tune=20, strength=4e-3)
+        "digits",
+        25,
+        30,
+        15,
+        1.0e-2,
+        (5e-4, 1e-3, 2e-3),
+        Plan(dense=30, learn=50, tune=60, strength=4e-3, rate_tune=0.4, batch_size=32),
     ),
     "cpu": _Setting(
-        "fashion-mnist", 6, 6, 3, 3e-3, (1e-4, 2e-4, 4e-4), Plan(dense=6, learn=8, tune=5, strength=2e-3)
+        "fashion-mnist",
+        6,
+        6,
+        3,
+        3e-3,
+        (1e-4, 2e-4, 4e-4),
+        Plan(dense=6, learn=8, tune=5, strength=3e-3, rate=0.02),
     ),
 }
 
