@@ -136,6 +136,16 @@ class LanguageModel(nn.Module):
         return self.decoder(self.rnn(self.embedding(tokens))[0])
 
 
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn, self.last = nn.Linear(5, 8), nn.GRU(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.first(x), torch.tensor([4, 3]))
+        return self.last(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0])
+
+
 class Cells(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -172,6 +182,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "GRU": (lambda: LanguageModel(nn.GRU, num_layers=2), tokens),
     "RNN": (lambda: LanguageModel(nn.RNN), tokens),
     "LSTM, tied": (lambda: LanguageModel(nn.LSTM, tied=True), tokens),
+    "GRU, packed": (Packed, lambda: torch.randn(4, 2, 5, dtype=torch.float64)),
     "LSTM cells": (Cells, lambda: torch.randn(3, 2, 5, dtype=torch.float64)),
 }
 

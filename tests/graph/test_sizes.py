@@ -126,6 +126,22 @@ def test_a_number_written_in_the_code_is_refused_with_its_line(
     assert set(caught.value.units) <= {unit for block in graph.blocks for unit in block.units[1::2]}
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda m, h: h.relu() if h.shape[1] < 6 else h * 2,
+        lambda m, h: h.relu() if h.shape[1] >= 6 else h,
+        lambda m, h: h.relu() if h.shape[1] % 4 else h * 2,
+        lambda m, h: h.relu() if h.shape[1] == m.other else h,
+    ],
+)
+def test_a_branch_must_come_out_as_before(between: Callable[[Any, Tensor], Tensor]) -> None:
+    graph = seen(between, other=6)
+    with pytest.raises(CutRefusedError, match="the same outcome") as caught:
+        _ = [graph.cut(range(gone)) for gone in (1, 2, 3)]
+    assert caught.value.source == line(between)
+
+
 def test_a_number_that_may_stay_is_no_obstacle() -> None:
     graph = seen(lambda m, h: h.view(3, -1, 2).flatten(1))
     assert len(graph.units) == 4

@@ -61,7 +61,7 @@ class Restless(nn.Module):
         super().__init__()
         self.layer, self.drop = nn.Linear(4, 4), nn.Dropout(0.5)
         self.norm = nn.BatchNorm1d(4)
-        self.calls, self.sizes = 7, [4, 4]
+        self.calls, self.sizes, self.cached = 7, [4, 4], {}
         self.register_buffer("seen", torch.zeros(4))
         self.drop.eval()
 
@@ -69,6 +69,7 @@ class Restless(nn.Module):
         self.calls += 1
         self.sizes = [*self.sizes, x.shape[0]]
         self.cache = x
+        self.cached["x"] = x
         self.seen.add_(1)
         self.seen[0] = 9
         self.register_buffer("late", torch.ones(1))
@@ -87,6 +88,7 @@ def test_watching_leaves_no_trace() -> None:
     watch(model, x)
     assert torch.equal(torch.rand(2), expected)
     assert dict(vars(model)) == attributes
+    assert not model.cached
     assert type(model.calls) is int
     assert all(
         type(n) is int

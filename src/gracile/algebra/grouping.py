@@ -136,7 +136,12 @@ class Slices:
         """The norm of every slice, in a shape that broadcasts against the tensor."""
         if not self.rest:
             return self.tensor.abs()
-        norms: Tensor = torch.linalg.vector_norm(self.tensor, order, self.rest, keepdim=True)
+        # The last axes first: they lie together in memory, and what is left to reduce is small.
+        last = [axis for axis in self.rest if all(a in self.rest for a in range(axis, self.tensor.dim()))]
+        first = [axis for axis in self.rest if axis not in last]
+        norms: Tensor = self.tensor
+        for axes in filter(None, (last, first)):
+            norms = torch.linalg.vector_norm(norms, order, axes, keepdim=True)
         return norms
 
     def spread(self, values: Tensor, fill: float) -> Tensor:

@@ -193,7 +193,7 @@ class Graph:
         return None if live is None else np.flatnonzero(live).tolist()
 
     def owners(self, axis: Axis) -> npt.NDArray[np.int32] | None:
-        """The unit that each index of any operand's dimension belongs to, -1 for none; None when all are -1."""
+        """The unit of each index of any operand's dimension, -1 for none; None when nothing can go."""
         rows = self._labels.resolve(axis)
         return None if rows is None else self._found[0].of[rows].max(1)
 

@@ -150,6 +150,9 @@ class Traced(int):
     def __ge__(self, other: int) -> bool:
         return self._compared(">=", other, int.__ge__(self, other))
 
+    def __bool__(self) -> bool:
+        return not self._compared("==", 0, int.__eq__(self, 0))
+
     __hash__ = int.__hash__
 
     def _compared(self, op: str, other: object, outcome: bool) -> bool:

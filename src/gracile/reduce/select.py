@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from math import floor
 
 import torch
 from torch import Tensor, nn
 
+from gracile.algebra import View
 from gracile.errors import UsageError
 from gracile.graph import Graph
 
@@ -59,8 +60,35 @@ def magnitude(graph: Graph, model: nn.Module) -> Tensor:
     >>> magnitude(watch(model, torch.zeros(1, 4)), model).shape
     torch.Size([3])
     """
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
-    return graph.grouping().of(tensors).norms
+    grouping = graph.grouping()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    views: dict[str, list[View]] = {}
+    for view in grouping.views:
+        views.setdefault(view.tensor, []).append(view)
+    scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    squares = torch.zeros(len(graph.units), dtype=torch.float64)
+    for name, seen in views.items():
+        parameter = parameters[name]
+        square = _square(parameter, scratch)
+        for view in seen:
+            dim = view.pattern.split().index(view.by[0])
+            owner = torch.tensor(view.index)
+            if dim:  # over what comes before, first: that runs through memory in order
+                summed = square.reshape(math.prod(parameter.shape[:dim]), -1).sum(0)
+            else:
+                summed = square
+            total = summed.reshape(parameter.shape[dim], -1).sum(1)
+            squares.index_add_(0, owner[owner >= 0], total.cpu().double()[owner >= 0])
+    return squares.sqrt()
+
+
+def _square(x: Tensor, scratch: dict[tuple[torch.device, torch.dtype], Tensor]) -> Tensor:
+    """x², in memory that is used again: on large layers fresh pages cost more than the arithmetic."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    room = scratch.get((x.device, dtype))
+    if room is None or room.numel() < x.numel():
+        room = scratch[x.device, dtype] = torch.empty(x.numel(), dtype=dtype, device=x.device)
+    return torch.mul(x, x, out=room[: x.numel()].view(x.shape))
 
 
 def smallest(
@@ -97,7 +125,7 @@ def smallest(
     chosen: list[int] = []
     for block in graph.blocks:
         units = torch.tensor(block.units)
-        count = min(floor(fraction * len(units) + 1e-9), len(units) - 1)
+        count = min(math.floor(fraction * len(units) + 1e-9), len(units) - 1)
         chosen += units[score.cpu()[units].argsort(stable=True)[:count]].tolist()
     return sorted(chosen)
 
