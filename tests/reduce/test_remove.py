@@ -470,3 +470,34 @@ def test_refusal_names_unit_operator_and_line() -> None:
     assert f"test_remove.py:{line}" in message
     assert "view" in message
     assert "3 chosen" in message
+
+
+def test_any_single_unit_can_be_proven() -> None:
+    """However silent a unit is on the example, behind a relu, some jitter wakes it."""
+    torch.manual_seed(0)
+    for _ in range(5):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+        for unit in range(8):
+            with torch.no_grad():
+                model[0].bias[unit] = -10
+            reduction = remove(model, torch.randn(1, 4).double(), units=lambda graph, model, u=unit: [u])
+            assert reduction.verdict.moved > 1e-3
+
+
+def test_a_choice_that_does_not_narrow_ends() -> None:
+    with pytest.raises(RefusedError, match="written in the code"):
+        remove(Literal(), torch.randn(3, 4), units=lambda graph, model: [7])
+
+
+@pytest.mark.parametrize(
+    ("model", "units", "message"),
+    [
+        (nn.Linear(2, 2), [1], "function"),
+        (torch.relu, random_units, "an nn.Module"),
+        (nn.Linear(2, 2, device="meta"), random_units, "meta device"),
+        (nn.Linear(2, 2), lambda graph, model: [-1], "numbers from 0"),
+    ],
+)
+def test_wrong_arguments(model: nn.Module, units: Callable[..., list[int]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        remove(model, torch.randn(3, 2), units=units)

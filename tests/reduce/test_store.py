@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,22 @@ def test_hostile_structure(case: str, saved: Path, tmp_path: Path) -> None:
     HOSTILE[case](content)
     (folder / "structure.json").write_text(json.dumps(content))
     _refused(folder)
+
+
+def test_objects_of_the_rest_of_the_program_are_out_of_reach(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        net = nn.Sequential(nn.Linear(2, 2))
+        net.log = logging.getLogger("gracile.tests.store")
+        return net
+
+    logging.getLogger("gracile.tests.store").setLevel(30)
+    path = save(tmp_path, model())
+    content = json.loads(path.read_text())
+    content["cuts"] = [{"tensors": {}, "attributes": {"log.level": 10}, "shared": {}}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=r"log\.level"):
+        load(tmp_path, model())
+    assert logging.getLogger("gracile.tests.store").level == 30
 
 
 def _refused(folder: Path) -> None:

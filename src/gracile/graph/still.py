@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ def still(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     saved = [(held, copy.copy(held)) for module in modules for held in _containers(module)]
     with ExitStack() as stack:
+        if gc.isenabled():  # the pass makes no cycles, and one sweep through all of torch takes longer
+            stack.callback(gc.enable)
+            gc.disable()
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng())
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())

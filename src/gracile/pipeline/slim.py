@@ -12,11 +12,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from gracile.algebra import Lasso, Term
 from gracile.cost import count, environment, measure
 from gracile.errors import UsageError
 from gracile.graph import watch
 from gracile.pipeline.outcome import Latency, Outcome, layers, snapshot
+from gracile.pipeline.strengths import guided
 from gracile.reduce import remove, save
 from gracile.train import History, Method, Splits, Structure, Task, cosine, evaluate, fit
 
@@ -30,7 +30,8 @@ class Plan:
         dense: epochs of ordinary training; 0 when the network comes trained.
         learn: epochs with the penalty.
         tune: epochs of the reduced network.
-        strength: of the group Lasso on every unit, in loss for each unit of norm.
+        strength: of the group Lasso on the average unit, in loss for each unit of norm; units that
+            cost more pay more (see :func:`gracile.pipeline.strengths.guided`).
         rate: learning rate of the dense training; learning structure and fine-tuning take
             ``rate_learn`` and ``rate_tune`` of it.
         batch_size: samples in one step.
@@ -111,7 +112,7 @@ def slim(
 
     announce(f"Learning structure for {plan.learn} epochs")
     graph = watch(model, example)
-    structure = Structure([Term(graph.grouping(), Lasso(), plan.strength)])
+    structure = Structure(guided(graph, model, count(model, example), plan.strength))
     learned = copy.deepcopy(model)
     rate = plan.rate * plan.rate_learn
     histories.append(("structure", train("learn", learned, plan.learn, rate, structure)))

@@ -208,12 +208,18 @@ def _fitting(parameter: Tensor, value: Tensor, kept: Kept) -> Kept | None:
 
 def _attributes(model: nn.Module, cut: Cut) -> Iterator[tuple[dict[str, Any], str, Any]]:
     for path, value in cut.attributes.items():
-        owner, name = _owner(model, path)
+        owner, name = owner_of(model, path)
         yield owner, name, _successor(path, owner[name], value)
 
 
-def _owner(model: nn.Module, path: str) -> tuple[dict[str, Any], str]:
-    """The dictionary that holds the attribute: looked up, never evaluated, so that no code can run."""
+def owner_of(model: nn.Module, path: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds an attribute, and its name in there.
+
+    The path is looked up in dictionaries and never evaluated, so that no code can run.
+
+    Raises:
+        UsageError: nothing of the model's own is found there.
+    """
     *steps, name = path.split(".")
     place: Any = model
     for step in steps:

@@ -95,19 +95,34 @@ def twice(inputs: Inputs, seed: int) -> Inputs | None:
 
 
 @torch.no_grad()
-def jitter_(model: nn.Module, seed: int, strength: float = 1.0) -> None:
+def jitter_(model: nn.Module, seed: int) -> None:
     """Add noise to every floating-point parameter, in place, so that nothing is zero or constant by chance.
 
     A head that starts at zero, a layer scale of 1e-6 or a fresh batch norm would hide any mistake.
     """
+    for parameter, noise in _noises(model, seed):
+        spread = parameter.float().std(correction=0).item()
+        # vectors are scales and shifts, most of them constant at the start
+        parameter.add_(noise, alpha=max(spread, 0.1) if parameter.dim() < 2 else (0.5 * spread or 0.05))
+
+
+@torch.no_grad()
+def scramble_(model: nn.Module, seed: int, sign: float = 1.0) -> None:
+    """Noise of the same size in the place of every floating-point parameter.
+
+    With the opposite ``sign`` what a relu silenced in a first layer speaks, whatever the input.
+    """
+    for parameter, noise in _noises(model, seed):
+        size = parameter.float().square().mean().sqrt().item()
+        parameter.copy_(noise).mul_(sign * 1.7 * (size if 0 < size < float("inf") else 0.1))
+
+
+def _noises(model: nn.Module, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every floating-point parameter with uniform noise of its shape; running means are shifted, too."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel():
-            spread = parameter.float().std(correction=0).item()
-            noise = torch.empty(parameter.shape).uniform_(-1, 1, generator=generator).to(parameter)
-            # vectors are scales and shifts, most of them constant at the start
-            amount = max(spread, 0.1) if parameter.dim() < 2 else (0.5 * spread or 0.05)
-            parameter.add_(noise, alpha=strength * amount)
+            yield parameter, torch.empty(parameter.shape).uniform_(-1, 1, generator=generator).to(parameter)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.add_(torch.randn(buffer.shape, generator=generator).to(buffer), alpha=0.1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gracile.errors import RefusedError, UsageError
 from gracile.graph import Cut, Graph, watch
-from gracile.reduce.apply import apply_, check, take
+from gracile.reduce.apply import apply_, check, named_tensors, take
 from gracile.reduce.attention import make_attention_explicit_
 from gracile.reduce.copies import duplicate
 from gracile.reduce.fold import Fold, fold
@@ -92,14 +92,24 @@ def remove(
     >>> reduction.model[0], reduction.verdict.kind
     (Linear(in_features=4, out_features=3, bias=True), 'exact')
     """
+    _check_arguments(model, units)
     work = duplicate(model)
     attention = tuple(make_attention_explicit_(work))
     given: Inputs = copied((inputs, named))
     args, kwargs = copied(given)
     graph = watch(work, *args, norms=norms, **kwargs)
 
-    def choose(graph: Graph) -> Collection[int]:
-        return _checked(units(graph, work), graph)
+    def choose(narrowed: Graph) -> Collection[int]:
+        chosen = sorted({int(unit) for unit in units(narrowed, work)})
+        if not chosen or (chosen[0] >= 0 and chosen[-1] < len(narrowed.units)):
+            return chosen
+        if narrowed is not graph:
+            return []  # a choice that does not follow what is left is at its end
+        raise UsageError(
+            "removing units",
+            got=f"unit {chosen[0] if chosen[0] < 0 else chosen[-1]}",
+            expected=f"numbers from 0 to {len(graph.units) - 1}",
+        )
 
     def attempt(graph: Graph, chosen: Collection[int]) -> Reduction:
         return _attempt(work, graph, chosen, given, tolerance, attention)
@@ -151,15 +161,21 @@ def _attempt(
     return Reduction(reduced, cut, verdict, refused, graph, folded.tensors, attention)
 
 
-def _checked(units: Iterable[int], graph: Graph) -> list[int]:
-    chosen = sorted({int(unit) for unit in units})
-    if chosen and not (chosen[0] >= 0 and chosen[-1] < len(graph.units)):
+def _check_arguments(model: nn.Module, units: Choice) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError("removing units", got=f"a {type(model).__name__}", expected="an nn.Module")
+    if not callable(units):
         raise UsageError(
             "removing units",
-            got=f"unit {chosen[0] if chosen[0] < 0 else chosen[-1]}",
-            expected=f"numbers from 0 to {len(graph.units) - 1}",
+            got=f"units as a {type(units).__name__}",
+            expected="a function (graph, model) -> numbers of units",
+            hint="units=lambda graph, model: [0, 3]",
         )
-    return chosen
+    meta = next((name for name, tensor in named_tensors(model) if tensor.is_meta), None)
+    if meta is not None:
+        raise UsageError(
+            "removing units", got=f"{meta!r} on the meta device", expected="numbers to verify the result with"
+        )
 
 
 def _nothing_left(refused: tuple[Refusal, ...]) -> RefusedError:

@@ -73,10 +73,8 @@ def magnitude(graph: Graph, model: nn.Module) -> Tensor:
         for view in seen:
             dim = view.pattern.split().index(view.by[0])
             owner = torch.tensor(view.index)
-            if dim:  # over what comes before, first: that runs through memory in order
-                summed = square.reshape(math.prod(parameter.shape[:dim]), -1).sum(0)
-            else:
-                summed = square
+            # What comes before is summed up first: that runs through memory in order.
+            summed = square.reshape(math.prod(parameter.shape[:dim]), -1).sum(0) if dim else square
             total = summed.reshape(parameter.shape[dim], -1).sum(1)
             squares.index_add_(0, owner[owner >= 0], total.cpu().double()[owner >= 0])
     return squares.sqrt()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gracile.errors import FileError, GracileError, UsageError
 from gracile.files import read_json, read_tensors, write_json, write_tensors
 from gracile.graph.cut import Cut
-from gracile.reduce.apply import apply_, named_tensors, refresh_
+from gracile.reduce.apply import apply_, named_tensors, owner_of, refresh_
 from gracile.reduce.attention import Attention, make_attention_explicit_
 from gracile.reduce.copies import duplicate
 
@@ -136,6 +136,7 @@ def load(folder: str | Path, fresh: nn.Module) -> nn.Module:
     try:
         make_attention_explicit_(model, structure.attention)
         for cut in structure.cuts:
+            _own_attributes(model, fresh, cut)
             apply_(model, cut)
     except GracileError as error:
         raise FileError(
@@ -161,6 +162,19 @@ def load(folder: str | Path, fresh: nn.Module) -> nn.Module:
         own[name].data = tensor.to(own[name].device)
     refresh_(model)
     return model
+
+
+def _own_attributes(model: nn.Module, fresh: nn.Module, cut: Cut) -> None:
+    """Refuse to change what the copy shares with the rest of the program, such as a logger."""
+    for path in cut.attributes:
+        try:
+            original = owner_of(fresh, path)[0]
+        except UsageError:
+            continue  # of a module that was swapped in; it is the copy's own
+        if owner_of(model, path)[0] is original:
+            raise UsageError(
+                "applying a cut", got=f"attribute {path[:200]!r}", expected="one that is the model's own"
+            )
 
 
 def _compare(path: Path, tensors: dict[str, Tensor], structure: Structure) -> None:

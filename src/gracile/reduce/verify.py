@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gracile.graph import Cut, Graph, Step
 from gracile.reduce.apply import apply_, refresh_, take
 from gracile.reduce.copies import duplicate, undisturbed
-from gracile.reduce.probes import Inputs, copied, fresh, jitter_, leaves, twice
+from gracile.reduce.probes import Inputs, copied, fresh, jitter_, leaves, scramble_, twice
 from gracile.reduce.replay import Replay, Survivors, UnprovenError, in_step, tensors_in
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -67,8 +67,8 @@ def verify(
         UnprovenError: outputs differ, the reduced model fails, or the masked units never reach the output.
     """
     survivors = Survivors(graph, units)
-    for strength in (1.0, 4.0):  # the first may leave a unit silent behind a relu
-        verdict = _same_structure(model, graph, survivors, cut, inputs, tolerance, strength)
+    for weights in _other_weights(model):
+        verdict = _same_structure(weights, graph, survivors, cut, inputs, tolerance)
         if verdict.moved > verdict.error:
             break
     else:
@@ -79,18 +79,22 @@ def verify(
     return replace(verdict, error=max(error, verdict.error))
 
 
+def _other_weights(model: nn.Module) -> Iterator[nn.Module]:
+    """Copies with jittered weights; then, if that leaves units silent, with others altogether."""
+    jittered = duplicate(model)
+    jitter_(jittered, seed=1)
+    yield jittered
+    for seed in (2, 3):
+        for sign in (1.0, -1.0):
+            scrambled = duplicate(model)
+            scramble_(scrambled, seed, sign)
+            yield scrambled
+
+
 def _same_structure(
-    model: nn.Module,
-    graph: Graph,
-    survivors: Survivors,
-    cut: Cut,
-    inputs: Inputs,
-    tolerance: float | None,
-    strength: float,
+    full: nn.Module, graph: Graph, survivors: Survivors, cut: Cut, inputs: Inputs, tolerance: float | None
 ) -> Verdict:
-    """Masked against reduced, on jittered copies."""
-    full = duplicate(model)
-    jitter_(full, seed=1, strength=strength)
+    """Masked against reduced."""
     masked = duplicate(full)
     mask_(masked, graph, cut)
     small = duplicate(full)
