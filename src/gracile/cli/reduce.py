@@ -14,10 +14,10 @@ from gracile.files import write_json, write_tensors
 from gracile.pipeline import Plan, publish, slim, summarize
 
 _PLANS = {
-    "digits": Plan(dense=30, learn=50, tune=60, strength=4e-3, rate=0.05, rate_tune=0.4, batch_size=32),
-    "mnist": Plan(dense=3, learn=4, tune=2, strength=4e-3, rate=0.02),
-    "fashion-mnist": Plan(dense=3, learn=4, tune=2, strength=4e-3, rate=0.02),
-    "cifar10": Plan(dense=30, learn=40, tune=20, strength=1e-3, rate=0.05),
+    "digits": Plan(dense=30, learn=50, tune=60, strength=4e-3, guidance=0.0, rate_tune=0.4, batch_size=32),
+    "mnist": Plan(dense=2, learn=3, tune=2, strength=4e-3, rate=0.02),
+    "fashion-mnist": Plan(dense=2, learn=3, tune=2, strength=4e-3, rate=0.02),
+    "cifar10": Plan(dense=30, learn=40, tune=20, strength=1e-3),
     "ptb": Plan(dense=6, learn=10, tune=4, strength=1e-3, rate=1.0, batch_size=20),
 }
 
@@ -28,6 +28,9 @@ def command(
     dataset: options.Dataset = None,
     data: options.Data = None,
     strength: Annotated[float | None, typer.Option(help="Of the group Lasso; more removes more.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How much more units that cost more pay: 0 none, 1 in proportion.")
+    ] = None,
     dense: Annotated[int | None, typer.Option(help="Epochs of ordinary training (0 with --weights).")] = None,
     learn: Annotated[int | None, typer.Option(help="Epochs with the penalty.")] = None,
     tune: Annotated[int | None, typer.Option(help="Epochs of the reduced network.")] = None,
@@ -47,7 +50,14 @@ def command(
     """
     console = Console()
     network, splits, task, recipe = options.prepare(model, weights, dataset, data, seed)
-    given = {"strength": strength, "dense": dense, "learn": learn, "tune": tune, "rate": rate}
+    given = {
+        "strength": strength,
+        "guidance": guidance,
+        "dense": dense,
+        "learn": learn,
+        "tune": tune,
+        "rate": rate,
+    }
     plan = replace(_PLANS[recipe.dataset], **{k: v for k, v in given.items() if v is not None})
     if weights and dense is None:
         plan = replace(plan, dense=0)

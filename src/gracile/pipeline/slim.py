@@ -32,6 +32,7 @@ class Plan:
         tune: epochs of the reduced network.
         strength: of the group Lasso on the average unit, in loss for each unit of norm; units that
             cost more pay more (see :func:`gracile.pipeline.strengths.guided`).
+        guidance: how much more, see there; 0 makes all units pay the same.
         rate: learning rate of the dense training; learning structure and fine-tuning take
             ``rate_learn`` and ``rate_tune`` of it.
         batch_size: samples in one step.
@@ -42,6 +43,7 @@ class Plan:
     learn: int = 18
     tune: int = 8
     strength: float = 3e-3
+    guidance: float = 0.5
     rate: float = 0.05
     rate_learn: float = 1.0
     rate_tune: float = 0.5
@@ -112,7 +114,7 @@ def slim(
 
     announce(f"Learning structure for {plan.learn} epochs")
     graph = watch(model, example)
-    structure = Structure(guided(graph, model, count(model, example), plan.strength))
+    structure = Structure(guided(graph, model, count(model, example), plan.strength, plan.guidance))
     learned = copy.deepcopy(model)
     rate = plan.rate * plan.rate_learn
     histories.append(("structure", train("learn", learned, plan.learn, rate, structure)))

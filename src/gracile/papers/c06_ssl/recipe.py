@@ -46,7 +46,7 @@ _SETTINGS: dict[Scale, _Setting] = {
         15,
         1.0e-2,
         (5e-4, 1e-3, 2e-3),
-        Plan(dense=30, learn=50, tune=60, strength=4e-3, rate_tune=0.4, batch_size=32),
+        Plan(dense=30, learn=50, tune=60, strength=4e-3, guidance=0.0, rate_tune=0.4, batch_size=32),
     ),
     "cpu": _Setting(
         "fashion-mnist",
@@ -55,7 +55,7 @@ _SETTINGS: dict[Scale, _Setting] = {
         3,
         3e-3,
         (1e-4, 2e-4, 4e-4),
-        Plan(dense=6, learn=8, tune=5, strength=3e-3, rate=0.02),
+        Plan(dense=5, learn=7, tune=5, strength=2.7e-3, rate=0.02, rate_tune=1.0),
     ),
 }
 
