@@ -60,6 +60,12 @@ def test_results_are_only_ever_added(tmp_path):
     assert {"work", "scale", "seed", "command", "finished", "seconds", "environment", "results"} == set(entry)
 
 
+def test_only_finite_numbers_are_recorded(tmp_path):
+    with pytest.raises(UsageError, match="nan for 'accuracy lost'"):
+        record(tmp_path, "C6", "tiny", 0, [Result("loss", "accuracy lost", float("nan"))], 1.0, "x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_results_are_named(tmp_path):
     _fill(tmp_path)
     victim = next((tmp_path / "C6").iterdir())

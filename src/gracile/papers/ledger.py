@@ -5,6 +5,7 @@ One file for each run of a recipe; a file is never changed after it was written.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from gracile.cost import Environment, environment
+from gracile.errors import UsageError
 from gracile.files import read_json, write_json
 from gracile.papers.registry import Claim, Result, Scale, work
 
@@ -63,7 +65,19 @@ class Ledger:
 def record(
     folder: Path, id: str, scale: Scale, seed: int, results: list[Result], seconds: float, command: str
 ) -> Path:
-    """Write the results of one run as a new file below ``folder``; return its path."""
+    """Write the results of one run as a new file below ``folder``; return its path.
+
+    Raises:
+        UsageError: a result is not a finite number.
+    """
+    for result in results:
+        if not math.isfinite(result.value):
+            raise UsageError(
+                f"recording results of {id}",
+                got=f"{result.value} for '{result.quantity}'",
+                expected="a finite number",
+                hint="a recipe leaves out what it could not measure",
+            )
     now = datetime.now(UTC)
     name = f"{scale}-seed{seed}-{now:%Y%m%dT%H%M%S%f}.json"
     entry = Record(

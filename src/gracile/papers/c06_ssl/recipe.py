@@ -41,21 +41,21 @@ class _Setting:
 _SETTINGS: dict[Scale, _Setting] = {
     "tiny": _Setting(
         "digits",
-        25,
-        30,
-        15,
-        1.0e-2,
-        (5e-4, 1e-3, 2e-3),
-        Plan(dense=30, learn=50, tune=60, strength=4e-3, guidance=0.0, rate_tune=0.4, batch_size=32),
+        dense=25,
+        learn=80,
+        tune=40,
+        ssl=6e-3,
+        l1=(5e-4, 1e-3, 1.5e-3),
+        journey=Plan(dense=30, learn=50, tune=60, strength=4e-3, guidance=0.0, rate_tune=0.4, batch_size=32),
     ),
     "cpu": _Setting(
         "fashion-mnist",
-        6,
-        6,
-        3,
-        3e-3,
-        (1e-4, 2e-4, 4e-4),
-        Plan(dense=5, learn=7, tune=5, strength=2.7e-3, rate=0.02, rate_tune=1.0),
+        dense=5,
+        learn=4,
+        tune=2,
+        ssl=3e-3,
+        l1=(2e-4, 5e-4, 1e-3),
+        journey=Plan(dense=5, learn=7, tune=5, strength=2.7e-3, rate=0.02, rate_tune=1.0),
     ),
 }
 
@@ -85,7 +85,7 @@ def run(scale: Scale, seed: int) -> list[Result]:
 
 
 def _structure(model: nn.Module, splits: Splits, setting: _Setting, seed: int) -> list[Result]:
-    history = _train(model, splits, setting.dense, 0.05, seed)
+    history = _train(model, splits, setting.dense, 0.02, seed)
     both = [
         Term(grouping, Lasso(), setting.ssl)
         for name in PENALIZED
