@@ -8,11 +8,11 @@ TORCH ?= torch==2.13.0
 export GRACILE_DATA ?= $(abspath $(wildcard ../shared/data))
 export OMP_NUM_THREADS ?= $(if $(filter demo,$(MAKECMDGOALS)),2,1)
 
-.PHONY: help demo test lint format bench results clean
+.PHONY: help demo test format bench results clean
 help:
 	@echo "make demo     a network made smaller and faster, with proof: runs/demo/report.html"
 	@echo "make test     the whole test suite"
-	@echo "make lint     style, types and layers"
+	@echo "make format   style mended"
 	@echo "make bench    benchmarks; figures go to results/"
 	@echo "make results  run the recipes of all works (an hour); figures go to results/"
 
@@ -31,23 +31,19 @@ demo: $(VENV)/.base
 	$(BIN)/gracile reduce --output runs/demo
 
 test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-
-lint: $(VENV)/.test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/regularizer_overhead.py --output results/regularizer_overhead.json
-	$(BIN)/python benchmarks/graph_removal.py --output results/graph_removal.json
+	$(BIN)/python benchmarks/regularizer_overhead.py
+	$(BIN)/python benchmarks/graph_removal.py
 
 results: $(VENV)/.base
 	$(BIN)/gracile papers run C6 --scale cpu --seeds 0,1,2

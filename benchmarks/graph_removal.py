@@ -1,6 +1,6 @@
 """CPU seconds to learn a network's units, choose half of them, and slice them off.
 
-    python benchmarks/graph_removal.py [rounds]
+    python benchmarks/graph_removal.py
 
 One thread, ``time.process_time``, random weights, batch 1 of 224 x 224. Reported per network: the median of
 each part over all rounds (the first round, in which torch warms up, is not counted), their sum, and apart
@@ -10,15 +10,11 @@ from it the time that verification takes, which is dominated by forward passes.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from architectures import ARCHITECTURES
 
-from gracile.files import write_json
 from gracile.graph import watch
 from gracile.reduce import apply_, smallest, verify
 from gracile.reduce.copies import duplicate
@@ -26,7 +22,7 @@ from gracile.reduce.copies import duplicate
 PARTS = ("forward", "watch", "choose", "cut", "slice", "verify")
 
 
-def measure(name: str, rounds: int) -> dict[str, object]:
+def measure(name: str, rounds: int) -> dict[str, Any]:
     """Medians by part, in CPU seconds, and what became of the network."""
     torch.manual_seed(0)
     model = ARCHITECTURES[name]().eval()
@@ -73,29 +69,20 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Measure every architecture and append the result."""
+def main(rounds: Annotated[int, typer.Option(help="repetitions; medians are reported")] = 5) -> None:
+    """Measure graph, choice, cut and slicing of every architecture; verification apart."""
     torch.set_num_threads(1)
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     rows = {name: measure(name, rounds) for name in ARCHITECTURES}
-    moment = datetime.now(UTC)
-    result = {
-        "benchmark": "graph_removal",
-        "command": f"python benchmarks/graph_removal.py {rounds}",
-        "time": moment.isoformat(timespec="seconds"),
-        "torch": str(torch.__version__),
-        "threads": 1,
-        "rounds": rounds,
-        "networks": rows,
-    }
-    folder = Path(__file__).resolve().parent.parent / "results"
-    path = write_json(folder / f"graph_removal-{moment:%Y%m%dT%H%M%S}.json", result)
+    table = Table(title="CPU seconds, one thread")
+    for heading in ("", "graph to slices", "verification", "verdict", "error", "parameters left"):
+        table.add_column(heading, justify="left" if not heading else "right")
     for name, row in rows.items():
-        print(
-            f"{name:12s} {row['total_cpu_s']:.2f} s CPU  {row['cpu_s']}  {row['verdict']} {row['error']:.1e}"
-        )
-    print(path)
+        cells = (f"{row['total_cpu_s']:.2f}", f"{row['cpu_s']['verify']:.2f}", row["verdict"])
+        table.add_row(name, *cells, f"{row['error']:.1e}", f"{row['parameters_left']:.2f}")
+    Console().print(table)
+    command = f"python benchmarks/graph_removal.py --rounds {rounds}"
+    print(record("graph_removal", command, {"rounds": rounds, "threads": 1, "networks": rows}))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

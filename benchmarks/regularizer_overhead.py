@@ -1,6 +1,6 @@
 """What a regularizer costs in a training step of ResNet-18 at CIFAR size.
 
-    python benchmarks/regularizer_overhead.py --output results/regularizer_overhead.json
+    python benchmarks/regularizer_overhead.py
 
 Baseline: one training step (forward, backward, SGD with momentum) of the same network in the same
 process, interleaved with the regularizers. CPU time of one thread, so that other programs on the
@@ -12,12 +12,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from architectures import resnet18_cifar
+from record import record
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,8 +25,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gracile.algebra import Lasso, Term, add_gradient_, channels, filters, loss_of, proximal_
-from gracile.cost import environment
-from gracile.files import write_json
 
 
 class Operators(TorchDispatchMode):
@@ -44,7 +42,6 @@ class Operators(TorchDispatchMode):
 def main(
     batch: Annotated[int, typer.Option(help="images in a training step")] = 64,
     rounds: Annotated[int, typer.Option(help="interleaved repetitions")] = 9,
-    output: Annotated[Path | None, typer.Option(help="JSON file for the figures")] = None,
 ) -> None:
     """Measure the overhead of group penalties on ResNet-18."""
     torch.set_num_threads(1)
@@ -71,7 +68,8 @@ def main(
         "gradient, two axes": lambda: add_gradient_(by_filter + by_channel, weights),
         "added to the loss, two axes": as_loss,
     }
-    operators, seconds = {}, {name: [] for name in cases}
+    operators: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for name, run in cases.items():
         with Operators() as counted:
             run()
@@ -89,20 +87,10 @@ def main(
         share = 100 * median / medians["training step"]
         table.add_row(name, f"{1e3 * median:.1f}", f"{share:.2f}", str(operators[name]))
     Console().print(table)
-    if output:
-        shares = {name: median / medians["training step"] for name, median in medians.items()}
-        write_json(
-            output,
-            {
-                "benchmark": "regularizer_overhead",
-                "batch": batch,
-                "rounds": rounds,
-                "cpu_seconds": seconds,
-                "share_of_step": shares,
-                "operators": operators,
-                "environment": environment(),
-            },
-        )
+    shares = {name: median / medians["training step"] for name, median in medians.items()}
+    figures = {"batch": batch, "cpu_s": seconds, "share_of_step": shares, "operators": operators}
+    command = f"python benchmarks/regularizer_overhead.py --batch {batch} --rounds {rounds}"
+    print(record("regularizer_overhead", command, figures))
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ def test_papers_are_listed_and_shown():
 def test_papers_run_records_results(tmp_path, monkeypatch):
     from gracile.papers.c09_deephoyer import recipe
 
-    quick = recipe._Setting("mlp", "digits", 1, 1, 1, 64, (1e-4,))
-    monkeypatch.setitem(recipe._SETTINGS, "tiny", (quick,))
+    quick = recipe._Setting("mlp", "digits", 1, 1, 1, 1, 64, (1e-4,))
+    monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     result = run("papers", "run", "C9", "--seeds", "3,4", "--results", tmp_path)
     assert result.exit_code == 0
     assert len(list((tmp_path / "C9").glob("tiny-seed*.json"))) == 2

@@ -50,11 +50,11 @@ _SETTINGS: dict[Scale, _Setting] = {
     ),
     "cpu": _Setting(
         "fashion-mnist",
-        dense=5,
-        learn=4,
-        tune=2,
-        ssl=3e-3,
-        l1=(2e-4, 5e-4, 1e-3),
+        dense=4,
+        learn=3,
+        tune=1,
+        ssl=2.5e-3,
+        l1=(5e-4, 8e-4),
         journey=Plan(dense=5, learn=7, tune=5, strength=2.7e-3, rate=0.02, rate_tune=1.0),
     ),
 }
