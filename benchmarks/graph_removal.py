@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Annotated, Any
 
 import torch
+import typer
 from architectures import ARCHITECTURES
+from record import record
+from rich.console import Console
+from rich.table import Table
 
 from gracile.graph import watch
 from gracile.reduce import apply_, smallest, verify
