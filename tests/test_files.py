@@ -102,3 +102,16 @@ def test_killed_writers_never_leave_half_a_file(tmp_path):
         content = path.read_bytes()
         assert len(content) == 2_000_000
         assert content == content[:1] * 2_000_000
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(FileError, match="writing"):
+        write_bytes(tmp_path / name, b"")
+    with pytest.raises(FileError, match="reading"):
+        read_json(tmp_path / name, dict)
+
+
+def test_a_path_without_a_name():
+    with pytest.raises(FileError, match="empty name"):
+        write_bytes("", b"")

@@ -36,8 +36,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     'hello'
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("wb") as stream:
@@ -52,10 +52,10 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte, or without a name
         raise FileError(
             f"writing '{path}'",
-            got=error.strerror or str(error),
+            got=getattr(error, "strerror", None) or str(error),
             expected="a writable folder with enough space",
             hint="what was there before is unchanged",
         ) from error
@@ -111,10 +111,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 def _content(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
         raise FileError(
             f"reading '{path}'",
-            got=error.strerror or str(error),
+            got=getattr(error, "strerror", None) or str(error),
             expected="a readable file",
             hint="check the path",
         ) from error

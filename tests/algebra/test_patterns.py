@@ -73,3 +73,11 @@ def test_any_text_gives_a_layout_of_the_same_size_or_an_error(pattern, shape):
         return
     assert len(found.shape) == len(found.names)
     assert torch.Size(found.shape).numel() == torch.Size(shape).numel()
+
+
+def test_ellipsis_is_an_axis_only_where_the_pattern_has_it():
+    with pytest.raises(PatternError, match="names out of"):
+        View("w", "o i", ("...",)).layout((3, 2))
+    with pytest.raises(PatternError, match="names out of"):
+        View("w", "o ...(column)", ("...",)).layout((3, 2))
+    assert View("w", "o ...", ("...",)).layout((3,)).names == ("o",)

@@ -15,7 +15,9 @@ from gracile.algebra import (
     Term,
     View,
     add_gradient_,
+    blocks,
     channels,
+    columns,
     elements,
     filters,
     layer,
@@ -23,7 +25,7 @@ from gracile.algebra import (
     proximal_,
     threshold_,
 )
-from gracile.errors import UsageError
+from gracile.errors import ShapeError, UsageError
 
 
 def weights(*shapes, seed=0):
@@ -158,3 +160,82 @@ def test_whole_network_steps_take_few_operators():
         with _Operators() as counted:
             call()
         assert counted.count <= 90
+
+
+@pytest.mark.parametrize("penalty", [Lasso(), L1(), HoyerSquare(), GroupHoyer(), 2 * Lasso() + L1()])
+def test_a_network_without_units_costs_nothing(penalty):
+    tensors = weights((3, 2))
+    before = tensors["w0"].clone()
+    terms = [Term(Grouping(()), penalty)]
+    assert loss_of(terms, tensors) == 0
+    assert penalty(Grouping((), count=2).of(tensors)) == 0
+    add_gradient_(terms, tensors)
+    assert tensors["w0"].grad is None
+    proximal_([Term(Grouping(()), Lasso())], tensors, 0.1)
+    assert torch.equal(tensors["w0"], before)
+
+
+@pytest.mark.parametrize("gradient", [torch.channels_last, torch.contiguous_format, None])
+def test_columns_do_not_depend_on_the_memory_layout(gradient):
+    want, w = (weights((4, 3, 2, 2))["w0"] for _ in range(2))
+    w = w.to(memory_format=torch.channels_last)
+    if gradient:
+        want.grad, w.grad = torch.ones_like(want), torch.ones_like(want).contiguous(memory_format=gradient)
+    for tensor in (want, w):
+        add_gradient_([Term(columns("w"), Lasso(), 0.1)], {"w": tensor})
+        proximal_([Term(columns("w"), Lasso())], {"w": tensor}, 0.1)
+    torch.testing.assert_close(w, want)
+    torch.testing.assert_close(w.grad, want.grad)
+
+
+@pytest.mark.parametrize("gradient", [torch.channels_last, torch.contiguous_format])
+def test_tiles_of_a_gradient_in_another_layout(gradient):
+    want, w = (weights((4, 3, 2, 2))["w0"] for _ in range(2))
+    want.grad, w.grad = torch.ones_like(want), torch.ones_like(want).contiguous(memory_format=gradient)
+    for tensor in (want, w):
+        add_gradient_([Term(blocks("w", 2, 6), Lasso())], {"w": tensor})
+    torch.testing.assert_close(w.grad, want.grad)
+
+
+def test_tiles_across_a_layout_are_refused_in_words():
+    w = weights((4, 3, 2, 2))["w0"].to(memory_format=torch.channels_last)
+    with pytest.raises(ShapeError, match=r"strides.*contiguous_format"):
+        add_gradient_([Term(blocks("w", 2, 6), Lasso())], {"w": w})
+
+
+def test_half_precision_elsewhere_leaves_small_groups_exact():
+    tensors = {"small": torch.full((2, 2), 1e-5), "half": torch.ones(2, 2, dtype=torch.float16)}
+    add_gradient_([Term(filters(name), Lasso()) for name in tensors], tensors)
+    torch.testing.assert_close(tensors["small"].grad, torch.full((2, 2), 0.5**0.5))
+
+
+def test_groups_across_precisions():
+    grouping = Grouping((View("a", "o", ("o",), (0, 1)), View("b", "o i", ("o",), (0, 1))))
+    tensors = {"a": torch.full((2,), 3.0), "b": torch.ones(2, 16, dtype=torch.bfloat16)}
+    groups = grouping.of(tensors)
+    assert groups.absolute.tolist() == [19, 19]
+    assert groups.norms.tolist() == [5, 5]
+
+
+def test_a_tensor_without_a_step_is_named():
+    with pytest.raises(UsageError, match="no step for 'w0'"):
+        proximal_([Term(filters("w0"), Lasso())], weights((3, 2)), {"other": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda w: Grouping((View("w", "o i", ("o",), (0, 1, -2)),)).of({"w": w}), "group number -2"),
+        (lambda w: filters("w").of({"w": w}).scale_(torch.ones(1)), r"factors of shape \(1,\)"),
+        (lambda w: filters("w").of({"w": w}).take(torch.tensor([True, False])), r"a mask of shape \(2,\)"),
+        (lambda w: filters("w").of({"w": w.long()}).norms, "torch.int64"),
+    ],
+)
+def test_what_does_not_fit_is_refused(act, says):
+    with pytest.raises(ShapeError, match=says):
+        act(torch.ones(3, 2))
+
+
+def test_a_group_without_members_has_an_empty_row():
+    groups = Grouping((View("w", "o i", ("o",), (0, 2)),)).of({"w": torch.ones(2, 3)})
+    assert groups.matrix.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]

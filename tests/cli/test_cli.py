@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from gracile.cli import app
+from gracile.cli import app, options
 from gracile.errors import GracileError, UsageError
+from gracile.files import write_json, write_tensors
+from gracile.reduce import remove, save, smallest
+from gracile.zoo import build
 
 QUICK = ["--dataset", "digits", "--dense", "3", "--learn", "12", "--tune", "1", "--strength", "0.03"]
 
@@ -64,12 +68,68 @@ def test_train_writes_weights_that_reduce_takes(tmp_path):
         run("reduce", "--model", "mlp", *hopeless, "-o", tmp_path / "r")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--strength", "0.04"], "strength 0.04"),
+        (["--model", "mlp"], "model mlp"),
+        (["--seed", "1"], "seed 1"),
+    ],
+    ids=["strength", "model", "seed"],
+)
+def test_a_folder_holds_one_run(folder, change, says):
+    before = (folder / "model.json").read_text()
+    with pytest.raises(UsageError, match=says):
+        run("reduce", *QUICK, *change, "-o", folder)
+    assert (folder / "model.json").read_text() == before
+
+
+def test_weights_belong_to_the_run(tmp_path):
+    network = build("mlp", (1, 8, 8))
+    recipes = []
+    for scale in (1.0, 2.0):
+        tensors = {name: scale * tensor for name, tensor in network.state_dict().items()}
+        path = write_tensors(tmp_path / "w.safetensors", tensors)
+        recipes.append(options.prepare("mlp", path, "digits", None, 0)[3])
+    options.claim(tmp_path / "model.json", recipes[0])
+    options.claim(tmp_path / "model.json", recipes[0])
+    with pytest.raises(UsageError, match="weights"):
+        options.claim(tmp_path / "model.json", recipes[1])
+
+
+def test_training_with_other_settings_needs_another_folder(tmp_path):
+    arguments = ["train", "--model", "mlp", "--dataset", "digits", "--epochs", "1", "-o", tmp_path / "t"]
+    assert run(*arguments).exit_code == 0
+    with pytest.raises(UsageError, match=r"decay 0\.1"):
+        run(*arguments, "--decay", "0.1")
+    assert run(*arguments[:-1], tmp_path / "u", "--epochs", "0").exit_code == 2
+    assert not (tmp_path / "u").exists()
+
+
+def test_token_networks_are_measured_on_tokens(tmp_path):
+    recipe = options.Recipe("lstm", (4,), 20, "ptb")
+    tokens = recipe.examples(3)
+    assert (tokens.dtype, tokens.shape) == (torch.int64, (3, 4))
+    assert 0 <= int(tokens.min()) <= int(tokens.max()) < 20
+    network = options.construct(recipe).eval()
+    write_json(tmp_path / "model.json", recipe)
+    write_tensors(tmp_path / "dense.safetensors", network.state_dict())
+    reduction = remove(network, tokens, units=lambda graph, model: smallest(graph, model, fraction=0.5))
+    save(tmp_path / "reduced", reduction.model, reduction.cut)
+    assert run("bench", tmp_path, "--batches", "2", "--rounds", "5").exit_code == 0
+    with pytest.raises(UsageError, match="from 1 on"):
+        run("bench", tmp_path, "--batches", "0")
+
+
 def test_own_networks(tmp_path, monkeypatch):
     (tmp_path / "own_network.py").write_text(
         "from torch import nn\n"
         "def small():\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))\n"
         "def wrong():\n    return 3\n"
+        "def broken():\n    raise ValueError('inside')\n"
+        "def narrow():\n    return nn.Sequential(nn.Flatten(), nn.Linear(63, 10))\n"
+        "def few():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
     )
     monkeypatch.chdir(tmp_path)
     own = ["train", "--dataset", "digits", "--epochs", "1", "-o", "out", "--model"]
@@ -78,6 +138,9 @@ def test_own_networks(tmp_path, monkeypatch):
         ("own_network:wrong", "a int"),
         ("own_network:none", "none"),
         ("nowhere:f", "nowhere"),
+        ("own_network:broken", "ValueError: inside"),
+        ("own_network:narrow", "63x10"),
+        ("own_network:few", "to 10 classes"),
     ):
         with pytest.raises(UsageError, match=says):
             run(*own, spec)
@@ -90,6 +153,9 @@ def test_own_networks(tmp_path, monkeypatch):
         ["bench", "nowhere"],
         ["papers", "show", "C99"],
         ["reduce", "--dataset", "nothing"],
+        ["reduce", "--dataset", "digits", "--learn", "0"],
+        ["reduce", "--dataset", "digits", "--model", "lstm"],
+        ["papers", "table", "--write", "nowhere.md"],
         ["reduce", "--model", "nothing", "--dataset", "digits"],
         ["reduce", "--weights", "nowhere", "--dataset", "digits"],
         ["reduce", "--dataset", "cifar10", "--data", "nowhere"],
@@ -102,6 +168,7 @@ def test_mistakes_are_explained(arguments, tmp_path, monkeypatch):
     with pytest.raises(GracileError) as error:
         run(*arguments)
     assert "expected" in str(error.value)
+    assert not any(tmp_path.iterdir())
 
 
 def process(*arguments, **environment):
@@ -144,7 +211,7 @@ def test_papers_are_listed_and_shown():
 def test_papers_run_records_results(tmp_path, monkeypatch):
     from gracile.papers.c09_deephoyer import recipe
 
-    quick = recipe._Setting("mlp", "digits", 1, 1, 1, 1, 64, (1e-4,))
+    quick = recipe._Setting("mlp", "digits", 1, 1, 1, 1, 64, dict.fromkeys(recipe._PENALTIES, (1e-4,)))
     monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     result = run("papers", "run", "C9", "--seeds", "3,4", "--results", tmp_path)
     assert result.exit_code == 0

@@ -210,3 +210,17 @@ def test_every_module_is_watched_in_evaluation_mode() -> None:
     ops = [step.op for step in watch(model, torch.randn(3, 4)).steps]
     assert "aten.native_dropout.default" not in ops
     assert model[2].num_batches_tracked == 0
+
+
+def test_parametrized_weights_in_training_mode_are_left_alone() -> None:
+    """Spectral norm improves its estimate whenever its weight is looked at in training mode."""
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)), nn.Linear(6, 2)).train()
+    before = copy.deepcopy(model.state_dict())
+    watch(model, torch.randn(3, 4))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear])
+def test_what_is_no_model_is_refused(model: nn.Module) -> None:
+    with pytest.raises(UsageError, match=r"expected an nn\.Module"):
+        watch(model, torch.randn(3, 4))

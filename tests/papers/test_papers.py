@@ -101,7 +101,7 @@ def test_the_readme_shows_the_results_of_the_repository(tmp_path):
 def test_recipe_of_deephoyer_on_a_few_epochs(monkeypatch):
     from gracile.papers.c09_deephoyer import recipe
 
-    quick = recipe._Setting("mlp", "digits", 2, 3, 3, 1, 64, (1e-4, 1e-3))
+    quick = recipe._Setting("mlp", "digits", 2, 3, 3, 1, 64, dict.fromkeys(recipe._PENALTIES, (1e-4, 1e-3)))
     monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     results = {result.id: result for result in run("C9", "tiny", 0)}
     assert 64 * 300 + 300 * 100 < results["weights"].value <= 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10

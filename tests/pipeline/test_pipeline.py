@@ -1,18 +1,23 @@
 """The main job on bundled digits, with few epochs."""
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from msgspec import json as codec
+from torch import nn
 
 from gracile.cost import count
-from gracile.errors import UsageError
+from gracile.errors import RefusedError, UsageError
 from gracile.files import read_json, write_json
 from gracile.pipeline import Outcome, Plan, publish, slim, summarize
-from gracile.reduce import load
+from gracile.pipeline.outcome import layers
+from gracile.pipeline.present import gains
+from gracile.reduce import load, remove, smallest
 from gracile.train import classification, evaluate
-from gracile.zoo import build
+from gracile.zoo import LSTMLanguageModel, build
 from gracile.zoo import load as load_data
 
 PLAN = Plan(dense=4, learn=15, tune=3, strength=3e-2, batch_size=32, rate_learn=1.0, latency_batches=(1, 8))
@@ -108,6 +113,88 @@ def test_a_trained_network_needs_no_dense_stage(journey):
     assert [name for name, _ in outcome.histories] == ["structure"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, trained.state_dict()[name])
+
+
+@pytest.mark.parametrize("network", ["recurrent", "transposed"])
+def test_layers_are_told_by_their_outputs(network):
+    torch.manual_seed(0)
+    if network == "recurrent":
+        model, example = LSTMLanguageModel(20, (8, 6)), torch.randint(20, (2, 5))
+        widths = {"embedding": (8, 4), "layers.0": (8, 4), "layers.1": (6, 3), "decoder": (20, 20)}
+    else:
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 3), nn.Conv2d(6, 2, 1))
+        example, widths = torch.randn(2, 1, 6, 6), {"0": (4, 2), "2": (6, 3), "3": (2, 2)}
+    reduced = remove(model, example, units=lambda graph, model: smallest(graph, model, fraction=0.5)).model
+    costs = count(model, example), count(reduced, example)
+    found = layers(model, reduced, costs)
+    assert {layer.name: layer.width for layer in found} == widths
+    for place, cost in enumerate(costs):
+        assert sum(layer.parameters[place] for layer in found) == cost.parameters
+
+
+def test_layers_of_one_module_are_one_row():
+    model, example = nn.GRU(3, 5, num_layers=2, bidirectional=True), torch.randn(4, 2, 3)
+    cost = count(model, example)
+    [row] = layers(model, model, (cost, cost))
+    assert (row.name, row.width) == ("GRU", (5, 5))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dense": -1},
+        {"learn": 0},
+        {"tune": -1},
+        {"rate": 0.0},
+        {"rate_tune": -0.5},
+        {"strength": -1.0},
+        {"strength": math.nan},
+        {"guidance": math.inf},
+        {"batch_size": 0},
+        {"latency_batches": (1, 0)},
+    ],
+    ids=str,
+)
+def test_a_plan_that_makes_no_sense_is_refused_at_once(wrong):
+    with pytest.raises(UsageError, match="planning"):
+        Plan(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"), [((0.9, 1.2), "same"), ((1.01, 1.2), "better"), ((0.7, 0.9), "worse")]
+)
+def test_a_speed_up_counts_when_its_interval_is_clear_of_one(journey, interval, verdict):
+    outcome = journey[4]
+    middle = sum(interval) / 2
+    [first, *_] = outcome.latencies
+    reduced = replace(first.reduced, speedup=middle, speedup_lower=interval[0], speedup_upper=interval[1])
+    measured = replace(outcome, latencies=(replace(first, reduced=reduced),))
+    assert gains(measured).figures[-1].verdict == verdict
+
+
+def test_networks_without_multiply_accumulates_have_a_page(journey, tmp_path, capsys):
+    outcome = journey[4]
+    for macs in (0.0, None):
+        free = replace(
+            outcome,
+            before=replace(outcome.before, macs=macs),
+            after=replace(outcome.after, macs=macs),
+            layers=tuple(replace(layer, macs=(macs, macs)) for layer in outcome.layers),
+            latencies=(),
+        )
+        text = publish(free, tmp_path / "report.html").read_text()
+        assert ("unknown" in text) == (macs is None)
+        summarize(free)
+        assert "MACs" in capsys.readouterr().out
+
+
+def test_nothing_left_is_said(journey):
+    splits = journey[1]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    for parameter in (*model[1].parameters(), model[3].weight):
+        nn.init.zeros_(parameter)
+    with pytest.raises(RefusedError, match="lower the strength"):
+        slim(model, splits, classification(), Plan(dense=0, learn=1), title="", progress=False)
 
 
 def test_nothing_dead_is_said(journey):

@@ -332,3 +332,26 @@ def test_stated_sizes_of_torch_modules() -> None:
     assert (model["bi"].in1_features, model["bi"].in2_features, model["bi"].out_features) == (4, 2, 6)
     assert model["gru"](torch.randn(7, 3, 4))[0].shape == (7, 3, 2)
     assert model["lstm"](torch.randn(7, 3, 6))[0].shape == (7, 3, 2)
+
+
+@pytest.mark.parametrize("ndim", [4, 5])
+def test_the_memory_layout_stays(ndim: int) -> None:
+    layout = torch.channels_last if ndim == 4 else torch.channels_last_3d
+    kind = nn.Conv2d if ndim == 4 else nn.Conv3d
+    model = nn.Sequential(kind(3, 4, 3)).to(memory_format=layout)
+    cut = Cut({"0.weight": {0: [0, 2]}, "0.bias": {0: [0, 2]}})
+    want = model[0].weight[[0, 2]]
+    apply_(model, cut)
+    assert torch.equal(model[0].weight, want)
+    assert model[0].weight.is_contiguous(memory_format=layout)
+    assert not model[0].weight.is_contiguous()
+
+
+def test_optimizer_state_in_a_list_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model[0].weight]["history"] = [torch.zeros(3, 4)]
+    cut = Cut({"0.weight": {0: [0, 2]}, "0.bias": {0: [0, 2]}, "1.weight": {1: [0, 2]}})
+    with pytest.raises(UsageError, match="'history', a list with a tensor of shape"):
+        apply_(model, cut, optimizer)
+    assert model[0].weight.shape == (3, 4)

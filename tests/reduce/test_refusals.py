@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import RefusedError, UsageError
-from gracile.graph import Cut, Graph
-from gracile.reduce import random_units, remove
+from gracile.graph import Cut, Graph, watch
+from gracile.reduce import Refusal, random_units, remove
 
 Mask = Callable[[nn.Module, Cut], nn.Module]
 
@@ -117,3 +118,45 @@ def test_a_choice_that_does_not_narrow_ends() -> None:
 def test_wrong_arguments(model: nn.Module, units: Callable[..., list[int]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         remove(model, torch.randn(3, 2), units=units)
+
+
+class Locked(nn.Linear):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (lambda graph, model: None, "NoneType"),
+        (lambda graph, model: ["a"], "got a .str."),
+        (lambda graph, model: [1.7], "1.7"),
+        (lambda graph, model: [True, False, True], "turns a mask into numbers"),
+        (lambda graph, model: torch.arange(8) > 5, "turns a mask into numbers"),
+        (lambda graph, model: torch.ones(2, 2).bool(), "numbers of units"),
+    ],
+)
+def test_a_mask_or_a_fraction_is_no_list_of_units(units: Callable[..., list[int]], message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(UsageError, match=message):
+        remove(model, torch.randn(3, 4), units=units)
+    with pytest.raises(UsageError, match=message):
+        watch(model, torch.randn(3, 4)).cut(units(None, None))
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf"), "small"])
+def test_a_tolerance_is_a_finite_number(tolerance: float) -> None:
+    with pytest.raises(UsageError, match="tolerance"):
+        remove(nn.Linear(2, 2), torch.randn(3, 2), tolerance=tolerance)
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    with pytest.raises(UsageError, match=r"copying Locked.*lock"):
+        remove(Locked(), torch.randn(3, 2))
+
+
+def test_a_refusal_without_operator_reads_well() -> None:
+    assert str(Refusal("fc.weight[0]", "", "net.py:3", "nothing is proven")).endswith("proven (net.py:3)")

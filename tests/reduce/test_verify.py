@@ -228,3 +228,20 @@ def test_jitter_leaves_nothing_constant() -> None:
     assert all(p.std() > 1e-3 for p in model.parameters())
     assert model[1].running_mean.std() > 0
     assert (model[1].running_var > 0).all()
+
+
+class Constant(nn.Module):
+    """A huge constant beside the values sets the scale of every relative error."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.cat([y, torch.full((len(y), 1), -1e9, dtype=y.dtype)], 1)
+
+
+def test_a_huge_constant_output_hides_no_mistake() -> None:
+    model, _, x = chain(nn.Sigmoid())
+    model.append(Constant())
+    graph = watch(model, x)
+    assert check(model, graph, x, [2, 3, 4, 5, 6, 7]).error < 1e-14
+    for wrong in ("other rows than columns", "bias of another unit"):
+        with pytest.raises(UnprovenError):
+            check(model, graph, x, [2, 3, 4, 5, 6, 7], WRONG[wrong])

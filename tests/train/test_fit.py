@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from functools import partial
 
 import pytest
@@ -231,6 +232,8 @@ def test_a_method_may_stop_the_run(digits, mlp):
         {"batch_size": 361},
         {"batch_size": 0},
         {"batch_size": -5},
+        {"batch_size": 8.0},
+        {"workers": -1},
         {"patience": 0},
         {"clip": 0.0},
         {"clip": float("nan")},
@@ -383,3 +386,25 @@ def test_frozen_parameters_are_left_out(digits, mlp):
     before = model[0].weight.clone()
     quick(model, digits)
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_model_with_nothing_to_train_is_refused(digits, mlp):
+    for model in (nn.Flatten(), mlp().requires_grad_(False)):
+        with pytest.raises(UsageError, match="parameters that require gradients"):
+            quick(model, digits)
+    with pytest.raises(UsageError, match=r"an nn\.Module"):
+        quick(nn.Linear, digits)
+
+
+def test_an_empty_data_set_cannot_be_evaluated():
+    with pytest.raises(UsageError, match="empty data set"):
+        evaluate(nn.Identity(), TensorDataset(torch.zeros(0, 2)), classification())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_metrics_of_half_precision_count_every_token(dtype):
+    logits = torch.randn(40, 100, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tokens = torch.arange(4000).reshape(40, 100) % 11
+    each = functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").double()
+    found = evaluate(nn.Identity(), TensorDataset(logits, tokens), language_modeling(), batch_size=40)
+    assert math.log(found.score) == pytest.approx(each.mean().item(), rel=1e-9)

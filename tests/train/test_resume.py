@@ -167,6 +167,7 @@ def test_early_stop_survives_a_resume(digits, mlp, tmp_path):
         ({"clip": 1.0}, "clip 1.0"),
         ({"optimizer": partial(SGD, lr=0.01)}, r"learning rates \[0.01\]"),
         ({"optimizer": partial(Adam, lr=0.05)}, "optimizer Adam"),
+        ({"optimizer": partial(SGD, lr=0.05, momentum=0.5)}, "optimizer settings.*momentum"),
     ],
 )
 def test_other_arguments_are_refused(digits, mlp, tmp_path, change, named):

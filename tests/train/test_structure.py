@@ -416,3 +416,14 @@ def test_a_state_of_another_kind_is_refused(held):
     with pytest.raises(FileError, match="Freeze"):
         freeze.load_state_dict({"held": held})
     assert freeze.held["weight"].sum() == 5
+
+
+@pytest.mark.parametrize("other", [{"strength": 0.2}, {"mode": "loss"}, {"threshold": 0.5}])
+def test_another_strength_does_not_resume(other):
+    def made(strength=0.1, **more):
+        return Structure([Term(filters("weight"), Lasso(), strength)], **more)
+
+    state = made().state_dict()
+    made().load_state_dict(state)
+    with pytest.raises(UsageError, match=f"{next(iter(other))}.*as the run was started"):
+        made(**other).load_state_dict(state)

@@ -41,7 +41,9 @@ def test_missing_folder_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ptb()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", gzip.compress(b"wrong")])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b", gzip.compress(b"wrong")], ids=["empty", "header", "other"]
+)
 def test_wrong_checksum_names_file_and_remedy(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz"
     path.parent.mkdir()

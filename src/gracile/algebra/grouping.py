@@ -8,9 +8,10 @@ channels, crossbar tiles and the coupled slices that one forward pass reveals ar
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import final
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from gracile.algebra.patterns import Layout, layout
 from gracile.errors import PatternError, ShapeError
+
+_ELLIPSIS = re.compile(r"\.\.\.(?!\()")  # not '...(', which makes one dimension with names
 
 
 @final
@@ -45,12 +48,12 @@ class View:
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """The pattern applied to ``shape``; raises PatternError where the two do not fit."""
         found = layout(self.pattern, shape)
-        unknown = [name for name in self.by if name not in found.names]
-        if unknown and self.by != ("...",):
+        known = {*found.names, *(["..."] if _ELLIPSIS.search(self.pattern) else [])}
+        if not known.issuperset(self.by):
             raise PatternError(
                 f"view of '{self.tensor}'",
                 got=f"by={self.by} with pattern '{self.pattern}'",
-                expected=f"names out of {sorted(set(found.names))}",
+                expected=f"names out of {sorted(known)}",
                 hint="'by' lists axes of the pattern",
             )
         return found
@@ -121,7 +124,15 @@ class Slices:
     def of(view: View, tensor: Tensor) -> Slices:
         found, by, rest = _axes(view, tuple(tensor.shape))
         if found.shape != tensor.shape:
-            tensor = tensor.view(found.shape)
+            try:
+                tensor = tensor.view(found.shape)
+            except RuntimeError as error:
+                raise ShapeError(
+                    f"view of '{view.tensor}' as '{view.pattern}'",
+                    got=f"shape {tuple(tensor.shape)} with strides {tensor.stride()}",
+                    expected="dimensions that lie together in memory where the pattern flattens them",
+                    hint="use model.to(memory_format=torch.contiguous_format)",
+                ) from error
         return Slices(view, tensor, by, rest)
 
     @property
@@ -134,6 +145,12 @@ class Slices:
 
     def reduce(self, order: float) -> Tensor:
         """The norm of every slice, in a shape that broadcasts against the tensor."""
+        if not self.tensor.is_floating_point():
+            raise ShapeError(
+                f"norms of '{self.view.tensor}'",
+                got=f"{self.tensor.dtype}",
+                expected="floating-point numbers",
+            )
         if not self.rest:
             return self.tensor.abs()
         # The last axes first: they lie together in memory, and what is left to reduce is small.
@@ -165,6 +182,12 @@ def _axes(view: View, shape: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], 
             f"view of '{view.tensor}'",
             got=f"an index of {len(view.index)} group numbers for shape {shape}",
             expected=f"{count}, one for each slice by {view.by}",
+        )
+    if view.index and min(view.index) < -1:
+        raise ShapeError(
+            f"view of '{view.tensor}'",
+            got=f"group number {min(view.index)}",
+            expected="-1 (no group) or more",
         )
     return found, by, tuple(axis for axis in range(len(found.shape)) if axis not in by)
 
@@ -211,7 +234,7 @@ class Groups:
         squares = self._gather([s.reduce(2).flatten().double().square() for s in self.slices])
         alive = squares > 0
         roots = torch.where(alive, squares, 1.0).sqrt() * alive
-        return roots.to(self.slices[0].tensor.dtype)
+        return roots.to(self.slices[0].tensor.dtype) if self.slices else roots
 
     @cached_property
     def absolute(self) -> Tensor:
@@ -221,9 +244,11 @@ class Groups:
     @cached_property
     def sizes(self) -> Tensor:
         """How many numbers every group has, shape (groups,)."""
-        device = self.slices[0].tensor.device
         return self._gather(
-            [torch.full((s.count,), s.tensor.numel() // max(s.count, 1), device=device) for s in self.slices]
+            [
+                torch.full((s.count,), s.tensor.numel() // max(s.count, 1), device=s.tensor.device)
+                for s in self.slices
+            ]
         )
 
     @property
@@ -231,7 +256,10 @@ class Groups:
         """One row for each group, shape (groups, largest size); shorter groups end in zeros."""
         if self.grouping.plain:
             return self.slices[0].matrix()
-        parts: list[list[Tensor]] = [[] for _ in range(self.count)]
+        if not self.slices:
+            return torch.zeros(self.count, 0)
+        nothing = self.slices[0].tensor.new_zeros(0)
+        parts = [[nothing] for _ in range(self.count)]
         for s in self.slices:
             numbers = range(s.count) if s.view.index is None else s.view.index
             for group, row in zip(numbers, s.matrix(), strict=True):
@@ -257,6 +285,7 @@ class Groups:
         Args:
             factor: shape (groups,). Where groups overlap, a number is multiplied by each factor.
         """
+        self._require_one_each(factor, "factors")
         for s in self.slices:
             s.tensor.mul_(s.spread(factor, fill=1.0))
 
@@ -270,7 +299,9 @@ class Groups:
             ShapeError: a view is not by one whole dimension, so that nothing can be taken out.
         """
         mask = keep
-        if keep.dtype != torch.bool:
+        if keep.dtype == torch.bool:
+            self._require_one_each(keep, "a mask")
+        else:
             mask = torch.zeros(self.count, dtype=torch.bool, device=keep.device)
             mask[keep] = True
         taken: dict[str, Tensor] = {}
@@ -289,14 +320,22 @@ class Groups:
 
     def _gather(self, parts: list[Tensor]) -> Tensor:
         """Add the slices' values up by group."""
-        total = parts[0].new_zeros(self.count)
+        if not parts:
+            return torch.zeros(self.count)
+        total = parts[0].new_zeros(self.count, dtype=reduce(torch.promote_types, [p.dtype for p in parts]))
         for s, part in zip(self.slices, parts, strict=True):
             if s.view.index is None:
                 total = total + part
             else:
                 listed = s.index >= 0
-                total = total.index_add(0, s.index[listed], part[listed])
+                total = total.index_add(0, s.index[listed], part[listed].to(total.dtype))
         return total
+
+    def _require_one_each(self, values: Tensor, what: str) -> None:
+        if values.shape != (self.count,):
+            raise ShapeError(
+                "grouping", got=f"{what} of shape {tuple(values.shape)}", expected=f"({self.count},)"
+            )
 
 
 def _some(tensors: Mapping[str, Tensor]) -> str:

@@ -55,7 +55,7 @@ def rows(tensor: str) -> Grouping:
 
 def columns(tensor: str) -> Grouping:
     """Columns of the lowered matrix (out) x (in kh kw): the same numbers as :func:`shapes`."""
-    return _one(tensor, "row ...(column)", "column")
+    return _one(tensor, "row ...", "...")
 
 
 def blocks(tensor: str, r: int, c: int) -> Grouping:

@@ -43,7 +43,7 @@ def loss_of(terms: Iterable[Term], tensors: Mapping[str, Tensor]) -> Tensor:
     >>> loss_of([Term(filters("w"), Lasso(), 0.1)], {"w": torch.tensor([[3.0, 4.0]])})
     tensor(0.5000)
     """
-    values = [term.strength * term.penalty(term.grouping.of(tensors)) for term in terms]
+    values = [t.strength * t.penalty(t.grouping.of(tensors)) for t in terms if t.grouping.views]
     return torch.stack(values).sum() if values else torch.zeros(())
 
 
@@ -152,6 +152,8 @@ def _simple(terms: Iterable[Term]) -> Iterator[Term]:
     """Terms without sums or factors: those become several terms and part of the strength."""
     for term in terms:
         penalty = term.penalty
+        if not term.grouping.views:  # a network without units
+            continue
         if isinstance(penalty, Sum):
             yield from _simple(replace(term, penalty=part) for part in penalty.parts)
         elif isinstance(penalty, Scaled):
@@ -177,6 +179,11 @@ def _refuse_overlap(groupings: Iterable[Grouping]) -> None:
 def _length(step: float | Mapping[str, float], grouping: Grouping) -> float:
     if not isinstance(step, Mapping):
         return step
+    missing = [view.tensor for view in grouping.views if view.tensor not in step]
+    if missing:
+        raise UsageError(
+            "proximal step", got=f"no step for '{missing[0]}'", expected="one for every tensor of a group"
+        )
     lengths = {step[view.tensor] for view in grouping.views}
     if len(lengths) > 1:
         raise UsageError(
@@ -189,14 +196,17 @@ def _length(step: float | Mapping[str, float], grouping: Grouping) -> float:
 
 def _floored(norms: list[Tensor]) -> tuple[Tensor, ...]:
     """Norms made safe to divide by: where one is 0 its members are 0 too, and 0 * (1 / floor) is 0."""
-    floor = max(1e-30, *(torch.finfo(n.dtype).tiny for n in norms))
-    return torch._foreach_clamp_min(norms, floor)
+    return torch._foreach_clamp_min(norms, [max(1e-30, torch.finfo(n.dtype).tiny) for n in norms])
 
 
 def _gradient(tensor: Tensor, shape: torch.Size) -> Tensor:
     if tensor.grad is None:
         tensor.grad = torch.zeros_like(tensor)
-    return tensor.grad if tensor.grad.shape == shape else tensor.grad.view(shape)
+    if tensor.grad.shape == shape:
+        return tensor.grad
+    if tensor.grad.stride() != tensor.stride():  # what is a view of the tensor may be none of its gradient
+        tensor.grad = torch.empty_like(tensor).copy_(tensor.grad)
+    return tensor.grad.view(shape)
 
 
 def _add_autograd_(term: Term, tensors: Mapping[str, Tensor]) -> None:

@@ -21,8 +21,10 @@ def command(
     run: Annotated[Path, typer.Argument(help="Folder that gracile reduce wrote.")],
     batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,64",
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
-    rounds: Annotated[int, typer.Option(help="Interleaved repetitions.")] = 30,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved repetitions.", min=5)] = 30,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file for the figures; by default none.")
+    ] = None,
 ) -> None:
     """Measure the latency of a run's dense and reduced network on this machine.
 
@@ -40,8 +42,7 @@ def command(
     cases = [(b, t) for b in options.numbers(batches) for t in options.numbers(threads)]
     timings = []
     for batch, thread in track(cases, description="measuring", transient=True):
-        example = torch.randn(batch, *recipe.shape)
-        timings.append((batch, measure(candidates, example, rounds=rounds, threads=thread)))
+        timings.append((batch, measure(candidates, recipe.examples(batch), rounds=rounds, threads=thread)))
     table = Table(
         "batch", "threads", "dense ms", "reduced ms", "faster", title=f"{recipe.model}, median (quartiles)"
     )

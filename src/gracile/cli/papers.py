@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from gracile.cli import options
-from gracile.papers import Ledger, Scale, insert, ledger, markdown, record, work, works
+from gracile.papers import SCALES, Ledger, Scale, insert, ledger, markdown, record, work, works
 from gracile.papers import run as run_recipe
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ def list_(results: Results = Path("results")) -> None:
     """All works that are implemented, one line each."""
     table = Table("id", "work", "venue", "claims", "seeds measured")
     for id, found in works().items():
-        seeds = ", ".join(f"{scale} {len(ledger(results, id, scale).seeds)}" for scale in ("tiny", "cpu"))
+        seeds = ", ".join(f"{scale}: {len(ledger(results, id, scale).seeds)}" for scale in SCALES)
         table.add_row(
             id, found.header.title, f"{found.header.venue} {found.header.year}", str(len(found.claims)), seeds
         )
@@ -46,7 +46,7 @@ def show(id: Id, results: Results = Path("results")) -> None:
         value = "" if claim.value is None else f"{claim.value:g} {claim.unit}".strip()
         claims.add_row(claim.quantity, value, claim.where, claim.source)
     console.print(claims)
-    for scale in ("tiny", "cpu"):
+    for scale in SCALES:
         measured = ledger(results, id, scale)
         if measured.seeds:
             console.print(_table(measured))
@@ -69,7 +69,7 @@ def run(
     """
     console = Console()
     header = work(id).header
-    for seed in options.numbers(seeds):
+    for seed in options.numbers(seeds, least=0):
         console.print(f"[bold]{header.id}[/bold], scale {scale}, seed {seed}")
         began = time.perf_counter()
         found = run_recipe(id, scale, seed)
@@ -89,6 +89,7 @@ def table(
     """Claims beside measurements as Markdown, for the README and the docs."""
     if write:
         insert(write, results)
+        typer.echo(f"Tables: {write}")
     else:
         typer.echo(markdown(results))
 

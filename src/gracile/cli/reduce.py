@@ -27,13 +27,19 @@ def command(
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     data: options.Data = None,
-    strength: Annotated[float | None, typer.Option(help="Of the group Lasso; more removes more.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Strength of the group Lasso; more removes more.")
+    ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How much more units that cost more pay: 0 none, 1 in proportion.")
+        float | None,
+        typer.Option(
+            help="How strongly the penalty of a unit follows the computation it causes: "
+            "0 not at all, 1 in proportion."
+        ),
     ] = None,
     dense: Annotated[int | None, typer.Option(help="Epochs of ordinary training (0 with --weights).")] = None,
     learn: Annotated[int | None, typer.Option(help="Epochs with the penalty.")] = None,
-    tune: Annotated[int | None, typer.Option(help="Epochs of the reduced network.")] = None,
+    tune: Annotated[int | None, typer.Option(help="Epochs of fine-tuning the reduced network.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate of the dense training.")] = None,
     seed: options.Seed = 0,
     output: options.Output = Path("runs/reduce"),
@@ -43,8 +49,11 @@ def command(
     Trains the network (or takes your weights), learns with group Lasso which channels and neurons are
     not needed, removes them, fine-tunes, and measures both networks in turn.
 
+    Strength, guidance, epochs and rate have defaults that suit the data set; plan.json tells those of a run.
+
     Writes report.html, outcome.json, dense.safetensors and the folder reduced, which
-    [bold]gracile.reduce.load[/bold] reads. An interrupted run continues when started again.
+    [bold]gracile.reduce.load[/bold] reads. An interrupted run continues when the same command is
+    given again; other options need another folder.
 
     Example: gracile reduce --model resnet20 --dataset cifar10 --strength 1e-3 -o runs/resnet20
     """
@@ -62,7 +71,8 @@ def command(
     if weights and dense is None:
         plan = replace(plan, dense=0)
     title = f"{model} on {recipe.dataset}"
-    write_json(output / "model.json", recipe)
+    options.claim(output / "model.json", recipe)
+    options.claim(output / "plan.json", plan)
     _, outcome = slim(
         network,
         splits,

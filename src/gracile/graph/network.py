@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -84,11 +84,11 @@ class Graph:
         """What to keep everywhere when these units go.
 
         Raises:
-            UsageError: there is no unit of that number.
+            UsageError: there is no unit of that number, or the units are no numbers.
             CutRefusedError: a dimension would be left empty, or the model's own code would need a size that
                 nothing can give it.
         """
-        dead = self._dead(units)
+        dead = self._dead(unit_numbers(units))
         kept: dict[str, dict[int, list[int]]] = {}
         for place in self._places:
             live = self._alive(place.labels, dead)
@@ -173,9 +173,8 @@ class Graph:
         table = self._found[0]
         chosen = np.fromiter(units, np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(table)):
-            raise UsageError(
-                "cut", got=f"unit {int(chosen.max())}", expected=f"numbers from 0 to {len(table) - 1}"
-            )
+            wrong = chosen.min() if chosen.min() < 0 else chosen.max()
+            raise UsageError("cut", got=f"unit {int(wrong)}", expected=f"numbers from 0 to {len(table) - 1}")
         dead = np.zeros(self._labels.count, bool)
         dead[table.roots[chosen]] = True
         return dead
@@ -201,7 +200,7 @@ class Graph:
         """A graph in which these units stay; unit numbers of the two graphs differ."""
         labels = self._labels.copy()
         labels.reason = len(self._reasons)
-        labels.pin(np.flatnonzero(self._dead(units)).astype(np.int32)[:, None])
+        labels.pin(np.flatnonzero(self._dead(unit_numbers(units))).astype(np.int32)[:, None])
         return Graph(
             labels,
             self.steps,
@@ -238,6 +237,28 @@ class Graph:
                     )
                 )
         return sorted(rows, key=lambda row: -row.share)
+
+
+def unit_numbers(units: Iterable[Any]) -> list[int]:
+    """Units as plain integers, rising and each once; a mask or a fraction is no list of units.
+
+    Raises:
+        UsageError: something in ``units`` is no integer.
+
+    >>> unit_numbers(np.array([3, 1, 3]))
+    [1, 3]
+    """
+    listed = list(units) if isinstance(units, Iterable) else [units]
+    numbers = [unit.item() if getattr(unit, "ndim", None) == 0 else unit for unit in listed]
+    wrong = [number for number in numbers if type(number) is not int]
+    if wrong:
+        raise UsageError(
+            "choosing units",
+            got=f"{str(wrong[0])[:80]} ({type(wrong[0]).__name__}) among the units",
+            expected="numbers of units",
+            hint="mask.nonzero().flatten() turns a mask into numbers",
+        )
+    return sorted(set(numbers))
 
 
 def _few(items: Sequence[object]) -> str:

@@ -42,7 +42,8 @@ def watch(
     _refuse_opaque(model)
     book, observer = Book(), Observer(model, keep_norms=norms == "keep")
     book.where, book.pin = observer.where, observer.pin
-    follows = shown(model, {id(tensor): name for name, tensor in observer.seeds})
+    with still(model):  # looking at a parametrized weight computes it, which in training mode has effects
+        follows = shown(model, {id(tensor): name for name, tensor in observer.seeds})
     observer.source.top = sys._getframe()
     try:
         with still(model), tracing(model, book), observer.seeded((inputs, named)), observer:
@@ -77,6 +78,8 @@ def _called(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) ->
 
 
 def _refuse_opaque(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError("watch", got=f"a {type(model).__name__}", expected="an nn.Module")
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule) or kind in (

@@ -6,10 +6,11 @@ One folder for each work: ``claims.toml`` (what was published, where, how sure t
 """
 
 from gracile.papers.ledger import Ledger, Line, Record, ledger, record
-from gracile.papers.registry import Claim, Result, Scale, Work, run, work, works
+from gracile.papers.registry import SCALES, Claim, Result, Scale, Work, run, work, works
 from gracile.papers.table import insert, markdown
 
 __all__ = [
+    "SCALES",
     "Claim",
     "Ledger",
     "Line",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
-from gracile.errors import UsageError
+from gracile.errors import FileError, UsageError
 from gracile.files import write_bytes
 from gracile.papers.ledger import Ledger, Line, ledger
-from gracile.papers.registry import Scale, works
+from gracile.papers.registry import SCALES, works
 
 BEGIN = "<!-- results: made by `gracile papers table`; do not edit -->"
 END = "<!-- end of results -->"
@@ -18,7 +17,7 @@ def markdown(results: Path) -> str:
     """One table for each work and scale that was run."""
     tables = []
     for id, work in works().items():
-        for scale in get_args(Scale):
+        for scale in SCALES:
             measured = ledger(results, id, scale)
             if measured.seeds:
                 tables.append(
@@ -32,8 +31,17 @@ def insert(document: Path, results: Path) -> None:
 
     Raises:
         UsageError: the markers are missing.
+        FileError: the document cannot be read or written.
     """
-    text = document.read_text(encoding="utf-8")
+    try:
+        text = document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"reading '{document}'",
+            got=str(error),
+            expected="a Markdown file in UTF-8",
+            hint="check the path",
+        ) from error
     before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not found or not ended:

@@ -36,8 +36,8 @@ class Layer:
     """One layer with weights, before and after.
 
     Args:
-        name: dotted path.
-        width: outputs of its weight.
+        name: dotted path, or the class where the network is a single layer.
+        width: its outputs: channels, neurons, or the hidden units of a recurrent layer.
         parameters: how many numbers are trained.
         macs: multiply-accumulates for one example.
     """
@@ -102,23 +102,28 @@ def snapshot(score: float, cost: Cost) -> Snapshot:
 
 def layers(before: nn.Module, after: nn.Module, costs: tuple[Cost, Cost]) -> tuple[Layer, ...]:
     """Every layer that has a weight of two or more dimensions."""
-    dense, reduced = ({row.layer: row for row in cost.rows} for cost in costs)
-    smaller = dict(after.named_parameters())
-    found = []
-    for parameter, weight in before.named_parameters():
-        name, _, kind = parameter.rpartition(".")
-        if weight.dim() < 2 or kind not in ("weight", "weight_ih_l0", "weight_ih_l1"):
-            continue
-        a, b = dense[name], reduced[name]
-        found.append(
-            Layer(
-                name,
-                (weight.shape[0], smaller[parameter].shape[0]),
-                (a.parameters, b.parameters),
-                (_known(a.macs), _known(b.macs)),
-            )
+    reduced = {row.layer: row for row in costs[1].rows}
+    modules, smaller = (dict(model.named_modules(remove_duplicate=False)) for model in (before, after))
+    return tuple(
+        Layer(
+            row.layer or row.kind,  # the network itself has no path
+            (width, _width(smaller[row.layer])),
+            (row.parameters, reduced[row.layer].parameters),
+            (_known(row.macs), _known(reduced[row.layer].macs)),
         )
-    return tuple(found)
+        for row in costs[0].rows
+        if row.layer in modules and (width := _width(modules[row.layer]))
+    )
+
+
+_WIDTHS = ("out_channels", "out_features", "hidden_size", "embedding_dim")
+
+
+def _width(module: nn.Module) -> int:
+    """What the module says its number of outputs is, else the rows of its first weight; 0 without weights."""
+    rows = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() > 1]
+    told = (getattr(module, name, None) for name in _WIDTHS)
+    return next((width for width in told if isinstance(width, int)), rows[0]) if rows else 0
 
 
 def _known(macs: float) -> float | None:

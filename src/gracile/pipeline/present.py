@@ -31,7 +31,7 @@ def publish(outcome: Outcome, path: str | Path) -> Path:
     sections = [
         Section("What was gained, and what was lost", (gains(outcome), *_caveats(outcome))),
         Section("What is left of every layer", (_widths(outcome), _layers(outcome))),
-        Section("Measured latency", (_latency_bars(outcome), _latencies(outcome))),
+        Section("Measured latency", _timed(outcome)),
         Section("How it learned", (training_curve(dict(outcome.histories), _STAGES),)),
         Section(
             "How to do it again",
@@ -77,25 +77,25 @@ _STAGES = "The dense network, then the same under group Lasso, then what was lef
 def _fewer(label: str, before: float | None, after: float | None, unit: str = "") -> KeyFigure:
     if before is None or after is None:
         return KeyFigure(label, "unknown", "unknown")
-    ratio = before / after
     return KeyFigure(
-        label, si(before, unit), si(after, unit), f"{factor(before, after)} fewer", _verdict(ratio)
+        label, si(before, unit), si(after, unit), f"{factor(before, after)} fewer", _verdict(before, after)
     )
 
 
 def _faster(latency: Latency) -> KeyFigure:
-    ratio = latency.reduced.speedup
+    reduced, ratio = latency.reduced, latency.reduced.speedup
+    sure = reduced.speedup_lower > 1 or reduced.speedup_upper < 1  # else the interval holds "no change"
     return KeyFigure(
         f"latency, batch {latency.batch}",
         si(latency.dense.median_s, "s"),
         si(latency.reduced.median_s, "s"),
         f"{factor(ratio, 1)} faster" if ratio >= 1 else f"{factor(1, ratio)} slower",
-        _verdict(ratio),
+        _verdict(ratio, 1) if sure else "same",
     )
 
 
-def _verdict(ratio: float) -> Literal["better", "worse", "same"]:
-    return "better" if ratio > 1 else "same" if ratio == 1 else "worse"
+def _verdict(before: float, after: float) -> Literal["better", "worse", "same"]:
+    return "better" if after < before else "same" if after == before else "worse"
 
 
 def _caveats(outcome: Outcome) -> tuple[Block, ...]:
@@ -124,6 +124,12 @@ def _layers(outcome: Outcome) -> Block:
     return Table(header, rows, "Widths, parameters and multiply-accumulates by layer")
 
 
+def _timed(outcome: Outcome) -> tuple[Block, ...]:
+    if not outcome.latencies:
+        return (Text("Not measured."),)
+    return (_latency_bars(outcome), _latencies(outcome))
+
+
 def _latency_bars(outcome: Outcome) -> Block:
     groups = {
         f"batch {each.batch}": {"dense": each.dense, "reduced": each.reduced} for each in outcome.latencies
@@ -139,6 +145,5 @@ def _latencies(outcome: Outcome) -> Block:
             ratio = f"{timing.speedup:.2f}x ({timing.speedup_lower:.2f} to {timing.speedup_upper:.2f})"
             rows.append((each.batch, timing.name, timing.threads, si(timing.median_s, "s"), spread, ratio))
     header = ("batch", "network", "threads", "median", "quartiles", "faster (95 % interval)")
-    return Table(
-        header, tuple(rows), f"{len(outcome.latencies[0].dense.samples_s)} interleaved rounds" if rows else ""
-    )
+    rounds = len(outcome.latencies[0].dense.samples_s)
+    return Table(header, tuple(rows), f"{rounds} interleaved rounds")

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 from typing import final
 
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gracile.cost import count, environment, measure
-from gracile.errors import UsageError
+from gracile.errors import RefusedError, UsageError
 from gracile.graph import watch
 from gracile.pipeline.outcome import Latency, Outcome, layers, snapshot
 from gracile.pipeline.strengths import guided
-from gracile.reduce import remove, save
+from gracile.reduce import Refusal, remove, save
 from gracile.train import History, Method, Splits, Structure, Task, cosine, evaluate, fit
 
 
@@ -37,6 +38,9 @@ class Plan:
             ``rate_learn`` and ``rate_tune`` of it.
         batch_size: samples in one step.
         latency_batches: batch sizes at which latency is measured.
+
+    Raises:
+        UsageError: a number makes no sense.
     """
 
     dense: int = 12
@@ -49,6 +53,17 @@ class Plan:
     rate_tune: float = 0.5
     batch_size: int = 64
     latency_batches: tuple[int, ...] = (1, 64)
+
+    def __post_init__(self) -> None:
+        epochs = self.dense >= 0 and self.learn >= 1 and self.tune >= 0
+        rates = self.rate > 0 and self.rate_learn > 0 and self.rate_tune > 0
+        batches = min((self.batch_size, *self.latency_batches)) >= 1
+        if not (epochs and rates and batches and 0 <= self.strength < inf and isfinite(self.guidance)):
+            raise UsageError(
+                "planning",
+                got=str(self),
+                expected="learn of at least 1 epoch, positive rates and batch sizes, the rest 0 or more",
+            )
 
 
 def slim(
@@ -83,6 +98,7 @@ def slim(
 
     Raises:
         UsageError: nothing died: the strength is too low or the epochs are too few.
+        RefusedError: nothing of what died can go, as when whole layers died: the strength is too high.
 
     Source: C6 (SSL), its three stages; the groups are coupled over layers as in C3 (ISS).
     """
@@ -120,7 +136,15 @@ def slim(
     histories.append(("structure", train("learn", learned, plan.learn, rate, structure)))
 
     announce("Removing what died")
-    reduction = remove(learned, example)
+    try:
+        reduction = remove(learned, example)
+    except RefusedError as error:
+        raise RefusedError(
+            error.operation,
+            got=error.got,
+            expected=error.expected,
+            hint="lower the strength if a whole layer died, else look at what graph.pins() tells",
+        ) from error
     reduced = reduction.model
     if sum(p.numel() for p in reduced.parameters()) == sum(p.numel() for p in model.parameters()):
         raise UsageError(
@@ -142,17 +166,22 @@ def slim(
         command=command,
         seed=seed,
         score=task.name,
-        before=snapshot(evaluate(dense, splits.test, task).score, costs[0]),
-        after=snapshot(evaluate(reduced, splits.test, task).score, costs[1]),
+        before=snapshot(evaluate(dense, splits.test, task, plan.batch_size).score, costs[0]),
+        after=snapshot(evaluate(reduced, splits.test, task, plan.batch_size).score, costs[1]),
         layers=layers(dense, reduced, costs),
         latencies=tuple(_latency(dense, reduced, example, batch) for batch in plan.latency_batches),
         histories=tuple(histories),
         equality=reduction.verdict.error,
         verdict=reduction.verdict.kind,
-        refused=tuple(f"{r.unit}: {r.reason} ({r.operator}, {r.source})" for r in reduction.refused),
+        refused=tuple(_told(refusal) for refusal in reduction.refused),
         environment=environment(),
     )
     return reduced, outcome
+
+
+def _told(refusal: Refusal) -> str:
+    place = ", ".join(part for part in (refusal.operator, refusal.source) if part)
+    return f"{refusal.unit}: {refusal.reason}" + (f" ({place})" if place else "")
 
 
 def _latency(dense: nn.Module, reduced: nn.Module, example: Tensor, batch: int) -> Latency:

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gracile.errors import ShapeError, UsageError
+from gracile.graph.attributes import IGNORED
 from gracile.graph.cut import Cut
+from gracile.reduce.probes import leaves
 from gracile.reduce.sizes import stated_sizes
 
 Kept = dict[int, Tensor]  # dimension -> indices that stay
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def apply_(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -92,12 +95,16 @@ class _Plan:
 
 
 def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """Copy of ``tensor`` with the given indices of the given dimensions, in its own memory."""
+    """Copy of ``tensor`` with the given indices of the given dimensions, in its own memory and its layout."""
     if not kept:
         return tensor.clone()
+    part = tensor
     for dim in sorted(kept, key=lambda d: len(kept[d]) / tensor.shape[d]):  # largest reduction first
-        tensor = tensor.index_select(dim, kept[dim].to(tensor.device))
-    return tensor
+        part = part.index_select(dim, kept[dim].to(tensor.device))
+    layout = _CHANNELS_LAST.get(tensor.ndim)
+    if layout and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+        part = part.contiguous(memory_format=layout)
+    return part
 
 
 @torch.no_grad()
@@ -184,13 +191,15 @@ def _states(
         if id(parameter) not in kept:
             continue
         for key, value in state.items():
-            if not isinstance(value, Tensor) or value.numel() == 1:
+            found = [x for x in leaves(value) if x.numel() > 1]
+            if not found:
                 continue
-            dims = _fitting(parameter, value, kept[id(parameter)][1])
+            dims = _fitting(parameter, value, kept[id(parameter)][1]) if found[0] is value else None
             if dims is None:
+                within = "" if found[0] is value else f", a {type(value).__name__} with a tensor"
                 raise UsageError(
                     "applying a cut",
-                    got=f"optimizer state {key!r} of shape {tuple(value.shape)}",
+                    got=f"optimizer state {key!r}{within} of shape {tuple(found[0].shape)}",
                     expected=f"the shape of its parameter, {tuple(parameter.shape)}, or a scalar",
                     hint="make a fresh optimizer for the reduced model",
                 )
@@ -209,6 +218,12 @@ def _fitting(parameter: Tensor, value: Tensor, kept: Kept) -> Kept | None:
 def _attributes(model: nn.Module, cut: Cut) -> Iterator[tuple[dict[str, Any], str, Any]]:
     for path, value in cut.attributes.items():
         owner, name = owner_of(model, path)
+        if name in IGNORED:
+            raise UsageError(
+                "applying a cut",
+                got=f"attribute {path[:200]!r}",
+                expected="one that says how large something is",
+            )
         yield owner, name, _successor(path, owner[name], value)
 
 

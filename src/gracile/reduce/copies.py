@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gracile.errors import UsageError
 from gracile.graph.still import still
 
 
@@ -17,17 +18,30 @@ def duplicate(model: nn.Module) -> nn.Module:
 
     ``copy.deepcopy`` refuses those; here they are copied as plain values. Gradients are not copied.
 
+    Raises:
+        UsageError: the model holds something else that cannot be copied, such as a lock.
+
     >>> layer = torch.nn.Linear(2, 2)
     >>> layer.derived = layer.weight * 2
     >>> duplicate(layer).derived.requires_grad
     False
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError("copying a model", got=f"a {type(model).__name__}", expected="an nn.Module")
     memo: dict[int, Tensor] = {}
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the user's own attributes make of it
+        raise UsageError(
+            f"copying {type(model).__name__}",
+            got=f"{type(error).__name__}: {error}",
+            expected="a model that copy.deepcopy can copy",
+            hint="keep locks, files and other resources outside of the model",
+        ) from error
 
 
 @contextmanager

@@ -20,4 +20,5 @@ class Refusal:
 
     def __str__(self) -> str:
         more = f" (and {self.count - 1} more)" if self.count > 1 else ""
-        return f"{self.unit}{more}: {self.reason} ({self.operator}, {self.source})"
+        where = ", ".join(filter(None, (self.operator, self.source)))
+        return f"{self.unit}{more}: {self.reason} ({where})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from gracile.errors import RefusedError, UsageError
 from gracile.graph import Cut, Graph, watch
+from gracile.graph.network import unit_numbers
 from gracile.reduce.apply import apply_, check, named_tensors, take
 from gracile.reduce.attention import make_attention_explicit_
 from gracile.reduce.copies import duplicate
@@ -83,6 +85,7 @@ def remove(
 
     Raises:
         RefusedError: units were chosen and none of them could go.
+        UsageError: what is given is no model, cannot be copied, or the choice is no numbers of units.
         GraphError: the model cannot be watched.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -92,7 +95,7 @@ def remove(
     >>> reduction.model[0], reduction.verdict.kind
     (Linear(in_features=4, out_features=3, bias=True), 'exact')
     """
-    _check_arguments(model, units)
+    _check_arguments(model, units, tolerance)
     work = duplicate(model)
     attention = tuple(make_attention_explicit_(work))
     given: Inputs = copied((inputs, named))
@@ -100,7 +103,7 @@ def remove(
     graph = watch(work, *args, norms=norms, **kwargs)
 
     def choose(narrowed: Graph) -> Collection[int]:
-        chosen = sorted({int(unit) for unit in units(narrowed, work)})
+        chosen = unit_numbers(units(narrowed, work))
         if not chosen or (chosen[0] >= 0 and chosen[-1] < len(narrowed.units)):
             return chosen
         if narrowed is not graph:
@@ -161,7 +164,7 @@ def _attempt(
     return Reduction(reduced, cut, verdict, refused, graph, folded.tensors, attention)
 
 
-def _check_arguments(model: nn.Module, units: Choice) -> None:
+def _check_arguments(model: nn.Module, units: Choice, tolerance: float | None) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError("removing units", got=f"a {type(model).__name__}", expected="an nn.Module")
     if not callable(units):
@@ -171,6 +174,8 @@ def _check_arguments(model: nn.Module, units: Choice) -> None:
             expected="a function (graph, model) -> numbers of units",
             hint="units=lambda graph, model: [0, 3]",
         )
+    if tolerance is not None and not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
+        raise UsageError("removing units", got=f"tolerance={tolerance}", expected="a finite number >= 0")
     meta = next((name for name, tensor in named_tensors(model) if tensor.is_meta), None)
     if meta is not None:
         raise UsageError(

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from gracile.errors import FileError, GracileError, UsageError
@@ -159,7 +160,7 @@ def load(folder: str | Path, fresh: nn.Module) -> nn.Module:
                 f"shape {tuple(own[name].shape)}, {own[name].dtype} as in the model",
             )
     for name, tensor in tensors.items():
-        own[name].data = tensor.to(own[name].device)
+        own[name].data = torch.empty_like(own[name], dtype=tensor.dtype).copy_(tensor)
     refresh_(model)
     return model
 

@@ -34,6 +34,8 @@ from gracile.train.task import Task, evaluate
 
 OptimizerOf = Callable[[Iterable[nn.Parameter]], Optimizer]
 
+_NOT_SETTINGS = ("params", "lr", "initial_lr")  # the learning rates are compared as numbers
+
 MOMENTUM_SGD: OptimizerOf = partial(SGD, lr=0.05, momentum=0.9)
 
 
@@ -105,8 +107,10 @@ def fit(
     >>> len(history.epochs), history.test.score
     (3, 1.0)
     """
+    _require("model", isinstance(model, nn.Module), model, "an nn.Module")
     _require("epochs", epochs >= 1, epochs, "1 or more")
-    _require("batch_size", batch_size >= 1, batch_size, "1 or more samples")
+    _require("batch_size", isinstance(batch_size, int) and batch_size >= 1, batch_size, "1 or more samples")
+    _require("workers", workers >= 0, workers, "0 or more processes")
     _require("patience", patience is None or patience >= 1, patience, "1 or more epochs")
     _require("clip", clip is None or clip > 0, clip, "a positive norm")
     _require("log_every", log_every >= 1, log_every, "1 or more steps")
@@ -119,7 +123,11 @@ def fit(
     randomness.seed(seed + rank)
     model.to(place)
     if not isinstance(optimizer, Optimizer):
-        optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        _require(
+            "model", bool(trained), type(model).__name__, "a model with parameters that require gradients"
+        )
+        optimizer = optimizer(trained)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     forward = ranks.wrap(model, place, world)
@@ -135,6 +143,10 @@ def fit(
         "clip": clip,
         "optimizer": type(optimizer).__name__,
         "learning rates": [float(group["initial_lr"]) for group in optimizer.param_groups],
+        "optimizer settings": [
+            {name: repr(value) for name, value in group.items() if name not in _NOT_SETTINGS}
+            for group in optimizer.param_groups
+        ],
         "methods": [type(method).__name__ for method in methods],
     }
     standing = Standing(identity, place)

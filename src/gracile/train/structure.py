@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, final
 
@@ -108,6 +108,24 @@ class Structure(Method):
         if self.threshold:
             parameters = run.parameters
             threshold_([parameters[name] for name in _names(terms)], self.threshold)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "threshold": float(self.threshold),
+            "strengths": [float(term.strength) for term in self.terms],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raise UsageError when the run was started with another mode, threshold or strengths."""
+        for name, value in self.state_dict().items():
+            if state.get(name) != value:
+                raise UsageError(
+                    "resuming Structure",
+                    got=f"{name} {value}",
+                    expected=f"{state.get(name)}, as the run was started",
+                    hint="use another folder for another run",
+                )
 
     def _active(self, run: Run) -> tuple[Term, ...]:
         factor = self.schedule(run.progress)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
+from gracile.errors import UsageError
 from gracile.train import ranks
 from gracile.train.history import Metrics
 
@@ -96,6 +97,8 @@ def evaluate(
     >>> evaluate(nn.Identity(), TensorDataset(torch.eye(2) * 9, torch.tensor([0, 1])), classification()).score
     1.0
     """
+    if len(data) == 0:
+        raise UsageError("evaluating", got="an empty data set", expected="samples")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     share = data if world == 1 else Subset(data, range(rank, len(data), world))
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, score, number of items
@@ -106,9 +109,9 @@ def evaluate(
         for inputs, target in DataLoader(share, batch_size, generator=torch.Generator()):
             target = target.to(device)
             output = model(inputs.to(device))
-            items = task.items(output, target)
-            count = items.numel()
-            sums += torch.stack([task.loss(output, target) * count, items.sum(), items.new_tensor(count)])
+            items = task.items(output, target).double()  # half precision cannot even count to 3000
+            loss = task.loss(output, target).double()
+            sums += torch.stack([loss * items.numel(), items.sum(), items.new_tensor(items.numel())])
     finally:
         for module, training in modes:
             module.training = training

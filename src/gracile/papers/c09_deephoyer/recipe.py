@@ -47,12 +47,22 @@ class _Setting:
     learn: int
     tune: int
     batch_size: int
-    strengths: tuple[float, ...]
+    strengths: dict[str, tuple[float, ...]]  # the two penalties have different units
 
 
+_WIDE = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 _SETTINGS: dict[Scale, _Setting] = {
-    "tiny": _Setting("mlp", "digits", 3, 40, 60, 20, 64, (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)),
-    "cpu": _Setting("mlp", "fashion-mnist", 1, 10, 10, 4, 128, (1e-4, 2e-4, 3e-4, 4.5e-4)),
+    "tiny": _Setting("mlp", "digits", 3, 40, 60, 20, 64, {"Hoyer-Square": _WIDE, "L1": _WIDE}),
+    "cpu": _Setting(
+        "mlp",
+        "fashion-mnist",
+        splits=1,
+        dense=10,
+        learn=10,
+        tune=4,
+        batch_size=128,
+        strengths={"Hoyer-Square": (5e-5, 6.5e-5, 8e-5), "L1": (1e-4, 1.4e-4, 1.8e-4)},
+    ),
 }
 _PENALTIES: dict[str, Penalty] = {"Hoyer-Square": HoyerSquare(), "L1": L1()}
 
@@ -110,7 +120,7 @@ def _networks(setting: _Setting, seed: int) -> Iterator[tuple[tuple[str, float],
     history = _train(dense, splits, setting, setting.dense, seed)
     yield ("dense", 0.0), _network(dense, history)
     for penalty in _PENALTIES:
-        for strength in setting.strengths:
+        for strength in setting.strengths[penalty]:
             yield (penalty, strength), _sparse(dense, penalty, strength, splits, setting, seed)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from gracile.train import Splits
 from gracile.zoo.data.images import Images, split, splits
@@ -23,6 +22,8 @@ def digits(seed: int = 0) -> Splits:
     >>> image.shape, target.dtype
     (torch.Size([1, 8, 8]), torch.int64)
     """
+    from sklearn.datasets import load_digits  # here, since it alone takes most of a second to import
+
     raw = load_digits()
     learning, test = split(raw.target, _TEST, seed=0)
     pixels = raw.images.astype(np.uint8)[:, None]
