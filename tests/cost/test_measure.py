@@ -189,12 +189,13 @@ def test_interrupted_samples_are_taken_again_and_hopeless_ones_counted(monkeypat
     monkeypatch.setattr(module, "_interruptions", lambda: next(clock))  # every sample is interrupted
     taken = []
 
-    def timer(call, repeats):
+    def wall(call, repeats):
         taken.append(repeats)
         return 1.0
 
-    found = measure({"a": int}, rounds=5, timer=timer)["a"]
+    monkeypatch.setattr(module, "time_on_wall", wall)
+    found = measure({"a": int}, rounds=5)["a"]
     assert found.disturbed == 5
     assert len(taken) == 2 + 6 * 5  # calibration, then six rounds of five tries
     monkeypatch.setattr(module, "_interruptions", lambda: 7)
-    assert measure({"a": int}, rounds=5, timer=timer)["a"].disturbed == 0
+    assert measure({"a": int}, rounds=5)["a"].disturbed == 0
