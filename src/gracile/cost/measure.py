@@ -173,7 +173,7 @@ def _timing(
 
 
 def _sample(call: Call, repeats: int, timer: Timer) -> tuple[float, bool]:
-    """Seconds for one call, and whether nothing interrupted them; other clocks than the wall's cannot tell."""
+    """Seconds for one call, and whether nothing interrupted them, which only the wall clock can tell."""
     for _ in range(_TRIES):
         before = _interruptions()
         seconds = timer(call, repeats) / repeats
