@@ -14,7 +14,7 @@ help:
 	@echo "make test     the whole test suite"
 	@echo "make format   style mended"
 	@echo "make bench    benchmarks; figures go to results/"
-	@echo "make results  run the recipes of all works (an hour); figures go to results/"
+	@echo "make results  run the recipes of all works (hours); figures go to results/"
 
 # torch first and alone, so that no later package chooses another build of it.
 $(VENV)/.base: pyproject.toml CMakeLists.txt src/gracile/native/module.cpp
@@ -27,7 +27,9 @@ $(VENV)/.test: $(VENV)/.base
 	$(BIN)/pip install --quiet -e '.[dev,tensorboard,lightning,hf]'
 	touch $@
 
+# From the start each time: a demo shows the whole journey.
 demo: $(VENV)/.base
+	rm -rf runs/demo
 	$(BIN)/gracile reduce --output runs/demo
 
 test: $(VENV)/.test
@@ -46,8 +48,11 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/graph_removal.py
 
 results: $(VENV)/.base
+	$(BIN)/gracile papers run C6 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run C9 --scale tiny --seeds 0,1,2
 	$(BIN)/gracile papers run C6 --scale cpu --seeds 0,1,2
 	$(BIN)/gracile papers run C9 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers table --write README.md
 
 clean:
 	rm -rf $(VENV) build runs
