@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import safetensors
-import safetensors.torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from gracile.errors import FileError
@@ -88,7 +88,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
     of its numbers.
     """
     ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
-    return write_bytes(path, safetensors.torch.save(ready))
+    return write_bytes(path, save(ready))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         FileError: the file is missing, truncated, or not safetensors.
     """
     try:
-        return safetensors.torch.load(_content(path))
+        return load(_content(path))
     except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise FileError(
             f"reading '{path}'",
