@@ -61,7 +61,7 @@ _SETTINGS: dict[Scale, _Setting] = {
         learn=10,
         tune=4,
         batch_size=128,
-        strengths={"Hoyer-Square": (5e-5, 6.5e-5, 8e-5), "L1": (1e-4, 1.4e-4, 1.8e-4)},
+        strengths={"Hoyer-Square": (3e-5, 5e-5, 6.5e-5, 8e-5), "L1": (7e-5, 1e-4, 1.4e-4, 1.8e-4)},
     ),
 }
 _PENALTIES: dict[str, Penalty] = {"Hoyer-Square": HoyerSquare(), "L1": L1()}
