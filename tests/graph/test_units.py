@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gracile.errors import RefusedError, UsageError
 from gracile.graph import Cut, CutRefusedError, Graph, watch
+from gracile.zoo import resnet20
 
 
 def mlp() -> nn.Module:
@@ -175,3 +176,11 @@ def test_pins_give_shares() -> None:
     assert len(graph.units) == 6
     pin = next(pin for pin in graph.pins() if pin.tensor == "last.weight" and pin.dim == 1)
     assert (pin.held, pin.size, pin.share, pin.why) == (2, 8, 0.25, "returned by the model")
+
+
+def test_pins_name_the_line_of_the_network_and_not_of_a_library() -> None:
+    sources = {
+        pin.source.split(":")[0] for pin in watch(resnet20((3, 32, 32)), torch.zeros(1, 3, 32, 32)).pins()
+    }
+    assert sources <= {"resnet.py", ""}
+    assert "resnet.py" in sources

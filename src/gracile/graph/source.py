@@ -11,9 +11,11 @@ import torch
 
 import gracile
 
-_LIBRARIES: Final = tuple(
-    os.path.dirname(str(module.__file__)) + os.sep  # noqa: PTH120
-    for module in (torch, gracile)
+_OURS: Final = os.path.dirname(str(gracile.__file__))  # noqa: PTH120
+# What watches and what is swapped in; the networks of gracile.zoo are written like anybody's.
+_LIBRARIES: Final = (
+    os.path.dirname(str(torch.__file__)) + os.sep,  # noqa: PTH120
+    *(os.path.join(_OURS, folder) + os.sep for folder in ("graph", "reduce")),  # noqa: PTH118
 )
 
 
