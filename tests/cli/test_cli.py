@@ -222,6 +222,6 @@ def test_papers_run_records_results(tmp_path, monkeypatch):
 def test_the_package_runs_from_its_console_script():
     script = Path(sys.executable).with_name("gracile")
     if not script.exists():
-        pytest.skip("reason: the console script is not installed beside this interpreter")
+        pytest.skip(reason="reason: the console script is not installed beside this interpreter")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("gracile ")

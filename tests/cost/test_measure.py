@@ -159,7 +159,7 @@ def test_records_survive_json() -> None:
 @pytest.mark.gpu
 def test_cuda_work_is_timed_where_it_runs() -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip(reason="no CUDA device")
     small, large = (torch.zeros(n, n, device="cuda") for n in (256, 4096))
     timings = measure({"large": lambda _: large @ large, "small": lambda _: small @ small}, small, rounds=9)
     assert timings["large"].device.startswith("cuda")

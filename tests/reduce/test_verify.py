@@ -138,7 +138,7 @@ def test_counting_operators_see_kept_indices(case: str) -> None:
     graph = watch(model, x)
     units = [1, 4, 6]
     if len(graph.units) == 0:
-        pytest.skip(f"{case}: the axis is pinned, nothing can be removed")
+        pytest.skip(reason=f"{case}: the axis is pinned, nothing can be removed")
     verdict = check(model, graph, x, units)
     assert verdict.kind == "renormalized"
     assert verdict.error < 1e-12

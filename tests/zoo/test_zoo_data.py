@@ -123,7 +123,7 @@ def test_cache_folder_follows_the_desktop_convention(tmp_path: Path, monkeypatch
 )
 def test_known_sets(name: str, sizes: tuple[int, int, int], shape: tuple[int, ...]) -> None:
     if not available(name):
-        pytest.skip(f"GRACILE_DATA has no {name}")
+        pytest.skip(reason=f"GRACILE_DATA has no {name}")
     parts = load(name)
     assert (len(parts.train), len(parts.validation), len(parts.test)) == sizes
     assert parts.train[0][0].shape == parts.train.shape == shape
@@ -133,7 +133,7 @@ def test_known_sets(name: str, sizes: tuple[int, int, int], shape: tuple[int, ..
 @pytest.mark.data
 def test_ptb_tokens_are_those_of_the_literature() -> None:
     if not available("ptb"):
-        pytest.skip("GRACILE_DATA has no ptb")
+        pytest.skip(reason="GRACILE_DATA has no ptb")
     parts = load("ptb")
     assert [len(p.stream) for p in (parts.train, parts.validation, parts.test)] == [929589, 73760, 82430]
     assert parts.train.vocabulary[:3] == ("the", "<unk>", "<eos>")
@@ -143,7 +143,7 @@ def test_ptb_tokens_are_those_of_the_literature() -> None:
 @pytest.mark.data
 def test_cifar10_is_mixed_and_its_cache_restores_the_same() -> None:
     if not available("cifar10"):
-        pytest.skip("GRACILE_DATA has no cifar10")
+        pytest.skip(reason="GRACILE_DATA has no cifar10")
     parts = cifar10()
     assert torch.bincount(parts.test.targets[:1000]).min() > 50
     assert torch.bincount(parts.validation.targets).tolist() == [500] * 10

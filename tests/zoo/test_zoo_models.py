@@ -131,7 +131,7 @@ def test_networks_refuse_what_they_cannot_be() -> None:
 def test_public_checkpoints_load_strictly(factory, file: str) -> None:
     path = DATA / "pretrained" / file
     if not path.is_file():
-        pytest.skip("GRACILE_DATA has no pretrained networks")
+        pytest.skip(reason="GRACILE_DATA has no pretrained networks")
     state = read_tensors(path)
     model = factory()
     model.load_state_dict(state, strict=True)
@@ -143,7 +143,7 @@ def test_public_checkpoints_load_strictly(factory, file: str) -> None:
 def test_public_resnet20_keeps_its_accuracy() -> None:
     path = DATA / "pretrained" / "resnet20_cifar10.safetensors"
     if not (path.is_file() and available("cifar10")):
-        pytest.skip("GRACILE_DATA has no pretrained networks or no cifar10")
+        pytest.skip(reason="GRACILE_DATA has no pretrained networks or no cifar10")
     model = resnet20().eval()
     model.load_state_dict(read_tensors(path))
     test = cifar10().test
