@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
 # Real data is used when it lies beside the checkout; nothing is downloaded.
 export GRACILE_DATA ?= $(abspath $(wildcard ../shared/data))
 export OMP_NUM_THREADS ?= $(if $(filter demo,$(MAKECMDGOALS)),2,1)
@@ -24,7 +25,8 @@ $(VENV)/.base: pyproject.toml CMakeLists.txt src/gracile/native/module.cpp
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(BIN)/pip install --quiet -e '.[dev,tensorboard,lightning,hf]'
+	$(BIN)/pip install --quiet --no-deps '$(TORCHVISION)'
+	$(BIN)/pip install --quiet -e '.[dev,tensorboard,lightning,hf,onnx,zoo]'
 	touch $@
 
 # From the start each time: a demo shows the whole journey.
