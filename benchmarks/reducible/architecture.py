@@ -33,3 +33,8 @@ class Architecture:
     source: str
     family: str
     build: Callable[[int], Built]
+
+    @property
+    def key(self) -> str:
+        """``"timm/resnet18"``: unique over all catalogs."""
+        return f"{self.source}/{self.name}"
