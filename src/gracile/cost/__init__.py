@@ -6,6 +6,7 @@ not yet less time. What is not known is ``nan``, never 0.
 
 from gracile.cost.count import Cost, LayerCost, count, tally
 from gracile.cost.environment import Environment, environment
+from gracile.cost.left import macs_left
 from gracile.cost.macs import macs
 from gracile.cost.measure import Timing, measure
 
@@ -17,6 +18,7 @@ __all__ = [
     "count",
     "environment",
     "macs",
+    "macs_left",
     "measure",
     "tally",
 ]

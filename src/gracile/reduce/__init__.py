@@ -6,30 +6,39 @@ whole job on a copy: watch, choose, fold constants, cut, verify, and refuse what
 
 from gracile.reduce.apply import apply_
 from gracile.reduce.attention import Attention, make_attention_explicit_
+from gracile.reduce.budget import Limits, parameters_left, within
 from gracile.reduce.fold import Fold, fold
+from gracile.reduce.importance import Importance, activation, batch_norm_scale, magnitude, taylor
 from gracile.reduce.refusal import Refusal
 from gracile.reduce.remove import Reduction, remove
 from gracile.reduce.replay import UnprovenError
-from gracile.reduce.select import dead, magnitude, random_units, smallest
+from gracile.reduce.select import dead, random_units, smallest
 from gracile.reduce.store import load, save
 from gracile.reduce.verify import Verdict, verify
 
 __all__ = [
     "Attention",
     "Fold",
+    "Importance",
+    "Limits",
     "Reduction",
     "Refusal",
     "UnprovenError",
     "Verdict",
+    "activation",
     "apply_",
+    "batch_norm_scale",
     "dead",
     "fold",
     "load",
     "magnitude",
     "make_attention_explicit_",
+    "parameters_left",
     "random_units",
     "remove",
     "save",
     "smallest",
+    "taylor",
     "verify",
+    "within",
 ]
