@@ -8,13 +8,14 @@ without one pins what it touches. What stays free are the units, which `Graph.cu
 from gracile.graph.cut import Cut, CutRefusedError
 from gracile.graph.labels import Axis, Labels
 from gracile.graph.network import Graph
-from gracile.graph.records import Axes, Block, Operand, Pin, Reason, Slice, Step, Unit
+from gracile.graph.records import Axes, Block, Call, Operand, Pin, Reason, Slice, Step, Unit
 from gracile.graph.watch import watch
 
 __all__ = [
     "Axes",
     "Axis",
     "Block",
+    "Call",
     "Cut",
     "CutRefusedError",
     "Graph",

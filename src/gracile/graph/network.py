@@ -12,11 +12,12 @@ import numpy.typing as npt
 from gracile.algebra import Grouping, View
 from gracile.errors import UsageError
 from gracile.graph.attributes import Shown
+from gracile.graph.counts import Counts, Kept
 from gracile.graph.cut import Cut, CutRefusedError
 from gracile.graph.labels import Axis, Labels
-from gracile.graph.records import Axes, Block, Operand, Pin, Reason, Step, Unit
-from gracile.graph.settle import Conflict, attributes_of, settle
-from gracile.graph.sizes import Book, Need, attributes_in, lengths
+from gracile.graph.records import Axes, Block, Call, Operand, Pin, Reason, Step, Unit
+from gracile.graph.settle import Conflict, attributes_of
+from gracile.graph.sizes import Book, Need
 from gracile.graph.units import Place, UnitTable, find_places, find_units
 
 
@@ -34,8 +35,9 @@ class Graph:
         reasons: Sequence[Reason],
         book: Book,
         shown: Sequence[Shown],
+        calls: tuple[Call, ...] = (),
     ) -> None:
-        self.steps = steps
+        self.steps, self.calls = steps, calls
         self._book, self._shown = book, tuple(shown)
         self._labels, self._operands, self._parameters = labels, operands, parameters
         self._contracted, self._reasons = contracted, tuple(reasons)
@@ -107,19 +109,24 @@ class Graph:
             kept.setdefault(place.tensor, {})[place.dim] = np.flatnonzero(live).tolist()
         return self._settled(kept, dead)
 
+    @cached_property
+    def _counts(self) -> Counts:
+        return Counts(self._labels, self._found[0], self._book)
+
+    def balanced(self, units: Iterable[int]) -> tuple[list[int], list[Kept]]:
+        """Those of the units that can go so that the sizes in the model's code come out, and the others.
+
+        Where two counts are tied (``width // heads``, equal halves) the fewest units stay for it, of every
+        block those named last.
+        """
+        ordered = list(dict.fromkeys(units))
+        unit_numbers(ordered)
+        self._dead(ordered)
+        return self._counts.balanced(ordered)
+
     def _settled(self, kept: dict[str, dict[int, list[int]]], dead: npt.NDArray[np.bool_]) -> Cut:
         """The cut with the attributes that follow from it."""
-        counts: dict[int, int] = {}
-
-        def count(axis: Axis, size: int) -> int:
-            if axis is None:
-                return size
-            if id(axis) not in counts:
-                live = self._alive(self._labels.resolve(axis), dead)
-                counts[id(axis)] = size if live is None else int(live.sum())
-            return counts[id(axis)]
-
-        settled, conflicts = settle(self._book.leaves, self._book.needs, count)
+        settled, conflicts = self._counts.settle(dead)
         if conflicts:
             raise self._refused(conflicts, dead)
         attributes, shared = attributes_of(
@@ -135,39 +142,21 @@ class Graph:
         units = sorted({unit for conflict in conflicts for unit in self._involved(conflict.need, dead)})
         names = sorted({self.blocks[self._found[0].block[u]].name for u in units})
         first = conflicts[0]
-        need = first.need
-        given = (
-            f"given the number {first.given}, written in the code"
-            if first.literal
-            else f"given {first.given}"
-        )
-        expected = f"{first.wanted} in place of {need.size}"
-        if need.op == "comparison" and need.axis is None:
-            given, expected = "that comes out differently", "the same outcome as before"
         more = f" (and {len(conflicts) - 1} more such calls)" if len(conflicts) > 1 else ""
         return CutRefusedError(
             f"cutting units {_few(units)} of {_few(names)}",
-            got=f"{need.op} at {need.source or need.module} {given}{more}",
-            expected=expected,
+            got=f"{first.got}{more}",
+            expected=first.expected,
             hint="keep these units, or compute the size from the tensor's shape or from an attribute",
             units=units,
-            op=need.op,
-            source=need.source,
+            op=first.need.op,
+            source=first.need.source,
         )
 
     def _involved(self, need: Need, dead: npt.NDArray[np.bool_]) -> set[int]:
         """The dead units that a need depends on, by way of attributes too."""
-        axes = [need.axis, *lengths(need.given)]
-        attributes = attributes_in(need.given)
-        for other in self._book.needs:
-            if attributes & attributes_in(other.given):
-                axes += [other.axis, *lengths(other.given)]
-        found: set[int] = set()
-        for axis in axes:
-            rows = self._labels.resolve(axis)
-            if rows is not None:
-                found.update(self._found[0].of[rows[dead[rows]]].tolist())
-        return found - {-1}
+        units = self._counts.involved(need)
+        return set(units[dead[self._found[0].roots[units]]].tolist())
 
     def _dead(self, units: Iterable[int]) -> npt.NDArray[np.bool_]:
         table = self._found[0]
@@ -210,6 +199,7 @@ class Graph:
             (*self._reasons, Reason(why)),
             self._book,
             self._shown,
+            self.calls,
         )
 
     def pins(self) -> list[Pin]:

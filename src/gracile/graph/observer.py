@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gracile.graph.labels import Axis, Labels
-from gracile.graph.records import Axes, Operand, Reason, Step
+from gracile.graph.records import Axes, Call, Operand, Reason, Step
 from gracile.graph.rules import Site
 from gracile.graph.rules.dispatch import Kind, kind_of, ruled
 from gracile.graph.rules.registry import ATTRIBUTE, Before, operand, tensors_of
@@ -28,12 +29,14 @@ class Observer(TorchDispatchMode):
         self.labels = Labels()
         self.site = Site(self.labels, keep_norms)
         self.steps: list[Step] = []
+        self.calls: list[Call] = []
         self.reasons: list[Reason] = []
         self.tensors: dict[str, Operand] = {}
         self.source = Source()
         self.seeds: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
         self._modules = {id(m): name for name, m in model.named_modules()}
         self._path: list[str] = [""]
+        self._starts: list[int] = [0]
         self._places: dict[tuple[Any, ...], Operand] = {}
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -77,14 +80,19 @@ class Observer(TorchDispatchMode):
         def enter(module: nn.Module, _: Any) -> None:
             if threading.get_ident() == thread and id(module) in self._modules:
                 self._path.append(self._modules[id(module)])
+                self._starts.append(len(self.steps))
 
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
+        def leave(module: nn.Module, args: Any, *rest: Any) -> None:
+            named, result = rest if len(rest) == 2 else ({}, None)  # a forward that failed has no named ones
             if threading.get_ident() == thread and id(module) in self._modules and len(self._path) > 1:
-                self._path.pop()
+                with torch._C.DisableTorchFunction():  # our look at the shapes is none of the model's
+                    self.calls.append(
+                        _call(self._path.pop(), self._starts.pop(), len(self.steps), args, named, result)
+                    )
 
         return [
             nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave, always_call=True),
+            nn.modules.module.register_module_forward_hook(leave, with_kwargs=True, always_call=True),
         ]
 
     def _seed(self, name: str, tensor: Tensor) -> Operand:
@@ -186,6 +194,22 @@ class Observer(TorchDispatchMode):
                 self.site.pin(*given.labels)
                 if given.name is None:
                     delattr(tensor, ATTRIBUTE)
+
+
+def _call(
+    module: str, start: int, stop: int, args: tuple[Any, ...], named: dict[str, Any], result: Any
+) -> Call:
+    given: dict[int | str, Operand] = {
+        key: found
+        for key, value in (dict[Any, Any](enumerate(args)) | named).items()
+        if isinstance(value, Tensor) and (found := operand(value)) is not None
+    }
+    returned: Any = None
+    if isinstance(result, Tensor):
+        returned = operand(result)
+    elif type(result) is tuple:
+        returned = tuple(operand(value) if isinstance(value, Tensor) else None for value in result)
+    return Call(module, start, stop, given, returned)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

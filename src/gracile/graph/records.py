@@ -51,6 +51,21 @@ class Step:
         return tuple(found)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call of a module: steps ``start`` up to ``stop`` ran inside it.
+
+    ``given`` holds the tensors among its arguments by position or name, in order; ``returned`` its result
+    if that is a tensor, or the tensors of its tuple with None for anything else in there.
+    """
+
+    module: str
+    start: int
+    stop: int
+    given: Mapping[int | str, Operand]
+    returned: Operand | tuple[Operand | None, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Some indices of one dimension of a parameter or buffer.

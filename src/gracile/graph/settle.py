@@ -21,6 +21,23 @@ class Conflict:
     wanted: int
     literal: bool
 
+    @property
+    def got(self) -> str:
+        """The call, its line, and what it would be given."""
+        given = f"the number {self.given}, written in the code" if self.literal else f"{self.given}"
+        outcome = "that comes out differently" if self._comparison else f"given {given}"
+        return f"{self.need.op} at {self.need.source or self.need.module} {outcome}"
+
+    @property
+    def expected(self) -> str:
+        """What it would need to be given."""
+        same = "the same outcome as before"
+        return same if self._comparison else f"{self.wanted} in place of {self.need.size}"
+
+    @property
+    def _comparison(self) -> bool:
+        return self.need.op == "comparison" and self.need.axis is None
+
 
 def settle(
     leaves: Sequence[Leaf], needs: Sequence[Need], count: Count

@@ -167,8 +167,9 @@ def _clashes(places: Sequence[Place], block_of: npt.NDArray[np.int64], count: in
             for b in np.unique(block_of[place.labels[:, column]]).tolist():
                 if b >= 0:
                     depth[b] = max(depth[b], rank)
+    alone = np.bincount(block_of[block_of >= 0], minlength=count) == 1  # the half of a shuffle: never to go
     losers: set[int] = set()
-    for b in sorted(range(count), key=lambda b: (depth[b], b)):
+    for b in sorted(range(count), key=lambda b: (alone[b], depth[b], b)):
         if b not in losers:
             losers |= rivals[b]
     return losers

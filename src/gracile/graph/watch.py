@@ -61,6 +61,7 @@ def watch(
         observer.reasons,
         book,
         follows,
+        tuple(observer.calls),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gracile.errors import RefusedError, UsageError
 from gracile.graph import Cut, Graph, watch
+from gracile.graph.counts import Kept
 from gracile.graph.network import unit_numbers
 from gracile.reduce.apply import apply_, check, named_tensors, take
 from gracile.reduce.attention import make_attention_explicit_
@@ -102,10 +103,16 @@ def remove(
     args, kwargs = copied(given)
     graph = watch(work, *args, norms=norms, **kwargs)
 
+    tied: list[Refusal] = []  # what stays in the present round for the sake of a size
+
     def choose(narrowed: Graph) -> Collection[int]:
-        chosen = unit_numbers(units(narrowed, work))
+        ordered = units(narrowed, work)
+        ordered = list(ordered) if isinstance(ordered, Iterable) else [ordered]
+        chosen = unit_numbers(ordered)
         if not chosen or (chosen[0] >= 0 and chosen[-1] < len(narrowed.units)):
-            return chosen
+            going, kept = narrowed.balanced(map(int, ordered))
+            tied[:] = [_tied(narrowed, stays) for stays in kept]
+            return sorted(going)
         if narrowed is not graph:
             return []  # a choice that does not follow what is left is at its end
         raise UsageError(
@@ -119,17 +126,18 @@ def remove(
 
     outcome = narrow(graph, choose, attempt)
     result = outcome.result
+    refused = (*outcome.refused, *tied)
     if result is None:
-        if outcome.refused:
-            raise _nothing_left(outcome.refused)
+        if refused:
+            raise _nothing_left(refused)
         return Reduction(duplicate(model), Cut(), Verdict("exact", 0.0, 0.0), (), outcome.graph, {}, ())
     if result.refused and not result.cut.tensors:
-        raise _nothing_left((*outcome.refused, *result.refused))
+        raise _nothing_left((*refused, *result.refused))
     return Reduction(
         result.model,
         result.cut,
         result.verdict,
-        (*outcome.refused, *result.refused),
+        (*refused, *result.refused),
         outcome.graph,
         result.folded,
         attention,
@@ -162,6 +170,13 @@ def _attempt(
         work, graph, going, cut, inputs, reduced=reduced if all_dead else None, tolerance=tolerance
     )
     return Reduction(reduced, cut, verdict, refused, graph, folded.tensors, attention)
+
+
+def _tied(graph: Graph, kept: Kept) -> Refusal:
+    block = graph.blocks[graph.units[kept.units[0]].block]
+    need = kept.why.need
+    reason = f"{kept.why.got} where it needs {kept.why.expected}"
+    return Refusal(block.name, need.op, need.source, reason, len(kept.units))
 
 
 def _check_arguments(model: nn.Module, units: Choice, tolerance: float | None) -> None:
