@@ -5,9 +5,10 @@ every tensor. Each operator has a small rule (`gracile.graph.rules`) for what ha
 without one pins what it touches. What stays free are the units, which `Graph.cut` turns into plain data.
 """
 
-from gracile.graph.cut import Cut, CutRefusedError
+from gracile.graph.bypass import Detour, droppable
+from gracile.graph.cut import Cut, CutRefusedError, Dropped
 from gracile.graph.labels import Axis, Labels
-from gracile.graph.network import Graph
+from gracile.graph.network import Graph, Outputs, everything
 from gracile.graph.records import Axes, Block, Call, Operand, Pin, Reason, Slice, Step, Unit
 from gracile.graph.watch import watch
 
@@ -18,13 +19,18 @@ __all__ = [
     "Call",
     "Cut",
     "CutRefusedError",
+    "Detour",
+    "Dropped",
     "Graph",
     "Labels",
     "Operand",
+    "Outputs",
     "Pin",
     "Reason",
     "Slice",
     "Step",
     "Unit",
+    "droppable",
+    "everything",
     "watch",
 ]

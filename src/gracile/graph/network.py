@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -20,10 +20,24 @@ from gracile.graph.settle import Conflict, attributes_of
 from gracile.graph.sizes import Book, Need
 from gracile.graph.units import Place, UnitTable, find_places, find_units
 
+Outputs = Callable[[Any], Any]
+
+
+def everything(output: Any) -> Any:
+    """All that a model returns matters.
+
+    >>> everything((1, 2))
+    (1, 2)
+    """
+    return output
+
 
 @final
 class Graph:
-    """What `watch` learned; nothing in it refers to the model or its numbers."""
+    """What `watch` learned; nothing in it refers to the model or its numbers.
+
+    ``outputs`` picks the part that matters from what the model returns.
+    """
 
     def __init__(
         self,
@@ -36,8 +50,9 @@ class Graph:
         book: Book,
         shown: Sequence[Shown],
         calls: tuple[Call, ...] = (),
+        outputs: Outputs = everything,
     ) -> None:
-        self.steps, self.calls = steps, calls
+        self.steps, self.calls, self.outputs = steps, calls, outputs
         self._book, self._shown = book, tuple(shown)
         self._labels, self._operands, self._parameters = labels, operands, parameters
         self._contracted, self._reasons = contracted, tuple(reasons)
@@ -200,6 +215,7 @@ class Graph:
             self._book,
             self._shown,
             self.calls,
+            self.outputs,
         )
 
     def pins(self) -> list[Pin]:

@@ -185,15 +185,17 @@ class Observer(TorchDispatchMode):
             if seed.untyped_storage().data_ptr() == start and id(seed) not in self._written:
                 self._written[id(seed)] = (seed, seed.clone())
 
-    def finish(self, output: object) -> None:
-        """Pin what the model returns."""
+    def finish(self, output: object, selected: object) -> None:
+        """Pin what is selected of what the model returns, and take the labels off all of it."""
         self._because(Reason("returned by the model"))
-        for tensor in leaves(output):
+        for tensor in leaves(selected):
             given = operand(tensor)
             if given is not None:
                 self.site.pin(*given.labels)
-                if given.name is None:
-                    delattr(tensor, ATTRIBUTE)
+        for tensor in leaves((output, selected)):
+            given = operand(tensor)
+            if given is not None and given.name is None:
+                delattr(tensor, ATTRIBUTE)
 
 
 def _call(

@@ -11,24 +11,31 @@ from torch import nn
 from gracile.errors import GracileError, GraphError, UsageError
 from gracile.graph.attributes import shown, tracing
 from gracile.graph.calls import SizeMode
-from gracile.graph.network import Graph
-from gracile.graph.observer import Observer
+from gracile.graph.network import Graph, Outputs, everything
+from gracile.graph.observer import Observer, leaves
 from gracile.graph.sizes import Book
 from gracile.graph.still import still
 
 
 def watch(
-    model: nn.Module, *inputs: Any, norms: Literal["renormalize", "keep"] = "renormalize", **named: Any
+    model: nn.Module,
+    *inputs: Any,
+    norms: Literal["renormalize", "keep"] = "renormalize",
+    outputs: Outputs = everything,
+    **named: Any,
 ) -> Graph:
     """Run the model once on an example and learn which slices of which tensors live and die together.
 
     Args:
         model: any module whose forward is Python; it is left as it was.
         inputs: what to call it with; `named` likewise. Everything given and everything returned is pinned.
+        outputs: from what the model returns, the part that matters, e.g. ``lambda out: out.logits``. The
+            rest is not pinned: encoder states that are returned beside the logits may become narrower.
         norms: ``"keep"`` pins the dimensions along which an operator counts (the mean of LayerNorm, a
             softmax), so that removing equals zeroing; ``"renormalize"`` leaves them free.
 
     Raises:
+        UsageError: ``outputs`` fails on what the model returns, or picks no tensor.
         GraphError: the model does not run on the example, or has no Python forward to follow because it is
             compiled, scripted or sharded.
 
@@ -49,7 +56,7 @@ def watch(
         with still(model), tracing(model, book), observer.seeded((inputs, named)), observer:
             with SizeMode(book, observer.site):
                 output = _called(model, inputs, named)
-            observer.finish(output)
+            observer.finish(output, _selected(model, outputs, output))
     finally:
         observer.source.top = None
     return Graph(
@@ -62,6 +69,26 @@ def watch(
         book,
         follows,
         tuple(observer.calls),
+        outputs,
+    )
+
+
+def _selected(model: nn.Module, outputs: Outputs, output: Any) -> Any:
+    try:
+        found = outputs(output)
+    except Exception as error:
+        raise _no_output(model, f"{type(error).__name__}: {error}", output) from error
+    if not leaves(found):
+        raise _no_output(model, f"a {type(found).__name__} without tensors", output)
+    return found
+
+
+def _no_output(model: nn.Module, got: str, output: Any) -> UsageError:
+    return UsageError(
+        f"selecting outputs of {type(model).__name__}",
+        got=got,
+        expected="a tensor, or several, of what the model returns",
+        hint=f"it returns a {type(output).__name__}",
     )
 
 

@@ -136,7 +136,7 @@ def _observe(
     args, named = copied(inputs)
     with undisturbed(model), Replay(graph, survivors, visit):
         output = model(*args, **named)
-    for value in leaves(output):  # the user listens, too
+    for value in leaves(graph.outputs(output)):  # the user listens, too
         if id(value) in waiting:
             waiting[id(value)].listeners.append((len(graph.steps), None))
     return sites, others

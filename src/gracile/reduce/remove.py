@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import RefusedError, UsageError
-from gracile.graph import Cut, Graph, watch
+from gracile.graph import Cut, Graph, Outputs, everything, watch
 from gracile.graph.counts import Kept
 from gracile.graph.network import unit_numbers
 from gracile.reduce.apply import apply_, check, named_tensors, take
@@ -67,6 +67,7 @@ def remove(
     units: Choice = dead,
     norms: Literal["renormalize", "keep"] = "renormalize",
     tolerance: float | None = None,
+    outputs: Outputs = everything,
     **named: Any,
 ) -> Reduction:
     """Remove units from a copy of ``model`` and prove that the result computes the same.
@@ -83,6 +84,8 @@ def remove(
         norms: ``"renormalize"`` lets operators that count along a cut axis (LayerNorm, softmax, mean) see the
             narrower axis, as in a narrower network; ``"keep"`` leaves such axes alone.
         tolerance: largest error relative to the largest output; by default it depends on the dtype.
+        outputs: from what the model returns, the part that matters and stays as it is, e.g.
+            ``lambda out: out.logits``; anything else may become narrower.
 
     Raises:
         RefusedError: units were chosen and none of them could go.
@@ -101,7 +104,7 @@ def remove(
     attention = tuple(make_attention_explicit_(work))
     given: Inputs = copied((inputs, named))
     args, kwargs = copied(given)
-    graph = watch(work, *args, norms=norms, **kwargs)
+    graph = watch(work, *args, norms=norms, outputs=outputs, **kwargs)
 
     tied: list[Refusal] = []  # what stays in the present round for the sake of a size
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gracile.graph import Cut, Graph, Step
+from gracile.graph import Cut, Graph, Outputs, Step
 from gracile.reduce.apply import apply_, refresh_, take
 from gracile.reduce.copies import duplicate, undisturbed
 from gracile.reduce.probes import Inputs, copied, fresh, jitter_, leaves, scramble_, twice
@@ -111,7 +111,7 @@ def _same_structure(
                 break
             raise
         try:
-            found = _run(small, probe)
+            found = _run(small, probe, graph.outputs)
         except Exception as failure:
             step = _first_difference(masked, small, graph, survivors, inputs)
             reason = f"the reduced model fails ({type(failure).__name__}: {str(failure)[:200]})"
@@ -146,7 +146,7 @@ def _same_function(
             if number:
                 break
             raise
-        this = difference(reference, _run(reduced, probe))
+        this = difference(reference, _run(reduced, probe, graph.outputs))
         if not this <= (tolerance if tolerance is not None else tolerance_of(reference)):
             raise UnprovenError(f"a relative error of {this:.1e} against the original model", graph)
         error = max(error, this)
@@ -216,7 +216,7 @@ def _probes(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[tuple[In
     failure = None
     for candidate in (fresh(inputs, seed=11), fresh(inputs, seed=11, integers=False), copied(inputs)):
         try:
-            outputs = _run(model, candidate)
+            outputs = _run(model, candidate, graph.outputs)
         except Exception as error:  # lengths that must fall, say
             failure = error
             continue
@@ -231,16 +231,16 @@ def _probes(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[tuple[In
     larger = twice(found[0], seed=12)
     if larger is not None:
         try:
-            outputs = _run(model, larger)
+            outputs = _run(model, larger, graph.outputs)
         except Exception:
             return  # the model's own limit, not the cut's
         yield larger, outputs
 
 
-def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _run(model: nn.Module, inputs: Inputs, outputs: Outputs) -> list[Tensor]:
     args, named = copied(inputs)
     with undisturbed(model):
-        return [y.clone() for y in leaves(model(*args, **named))]
+        return [y.clone() for y in leaves(outputs(model(*args, **named)))]
 
 
 def _reference(
@@ -248,12 +248,12 @@ def _reference(
 ) -> tuple[list[Tensor], bool]:
     """Outputs, and whether an operator counted over what goes."""
     if not _counts(graph):
-        return _run(model, inputs), False
+        return _run(model, inputs, graph.outputs), False
     replay = Replay(graph, survivors)
     args, named = copied(inputs)
     with undisturbed(model), replay:
         output = model(*args, **named)
-    return [y.clone() for y in leaves(output)], replay.counted
+    return [y.clone() for y in leaves(graph.outputs(output))], replay.counted
 
 
 def _counts(graph: Graph) -> bool:
