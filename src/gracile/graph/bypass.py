@@ -1,7 +1,7 @@
 """Which modules a shortcut bypasses, so that they can be removed whole: depth.
 
     block    y = act(x + f(x))   the module computes all of it; without f it is act(x + constant)
-    branch   s + f(x)            the module computes f; without it the sum keeps s
+    branch   s + f(x)            the module computes f, the longer way; without it the sum keeps s
 
 Both are read off the log: ``x`` is followed through the steps of a call, everything that is added to it on
 the way is a branch, and what comes out must be the sum. Nothing looks at types or names of modules.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -59,7 +59,7 @@ def droppable(graph: Graph) -> tuple[Detour, ...]:
 
     A module counts if it is called once, has parameters, and is either a block (what it returns has the
     shape of a tensor it is given, and is that tensor plus branches) or a branch (its tensor is added to
-    another one, and no parameter outside of it would be left without effect).
+    another one that fewer matrices lie before, and no parameter outside of it would be left without effect).
 
     >>> from torch import nn, zeros
     >>> from gracile.graph import watch
@@ -110,6 +110,16 @@ class _Flow:
                 self.readers.setdefault(id(given), []).append(number)
             for made in step.outputs:
                 self.makers.setdefault(id(made), []).append(number)
+        self.depths = list(self._depths())
+
+    def _depths(self) -> Iterator[tuple[int, ...]]:
+        """For every step and each of its inputs: how many matrices lie before it."""
+        depth: dict[int, int] = {}
+        for step in self.steps:
+            before = tuple(depth.get(id(given), 0) for given in step.inputs)
+            yield before
+            deeper = _packet(step) in _PRODUCTS and bool(_matrices(step))
+            depth.update((id(made), max(before, default=0) + deeper) for made in step.outputs)
 
     def within(self, module: str) -> range:
         call = self.calls[module]
@@ -129,7 +139,7 @@ class _Flow:
 
     def block(self, call: Call) -> Detour | None:
         """The call as x + f(x), if it is that."""
-        result, length = _result(call)
+        result, length = result_of(call)
         if result is None or self._read_later(call):
             return None
         for key, x in call.given.items():
@@ -192,7 +202,7 @@ class _Flow:
 
     def branch(self, call: Call) -> Detour | None:
         """The call as the branch of a sum outside of it, if it is that."""
-        result, length = _result(call)
+        result, length = result_of(call)
         if result is None or self._read_later(call) or result.weight:
             return None
         join = self._joined(call, result)
@@ -207,7 +217,8 @@ class _Flow:
         unheard = self._unheard(call)
         if unheard is None:
             return None
-        weights = self._last_weights((join,), call.start)
+        first = min((self.calls[name].start for name in unheard), default=call.start)
+        weights = self._last_weights((join,), first)
         return Detour(
             call.module, "branch", (join,), weights, -1, key, length, call.start, call.stop, full, unheard
         )
@@ -222,17 +233,21 @@ class _Flow:
             number = readers[0]
             step = self.steps[number]
             if _packet(step) == "add":
-                at, other = _partner(step, result)
-                whole = other is not None and other is not result and not other.weight
-                return (
-                    (number, at)
-                    if whole and other is not None and other.shape == step.outputs[0].shape
-                    else None
-                )
+                return (number, at) if (at := self._short(number, result)) is not None else None
             weighs = any(given.weight for given in step.inputs if given is not result)
             if _packet(step) not in QUIET or weighs or len(step.outputs) != 1:
                 return None
             result, after = step.outputs[0], number + 1
+
+    def _short(self, number: int, long: Operand) -> int | None:
+        """At which argument of a sum an operand stands, if the other one took a shorter way."""
+        inputs, depths = self.steps[number].inputs, self.depths[number]
+        if len(inputs) != 2:
+            return None
+        at = 0 if inputs[0] is long else 1
+        other = inputs[1 - at]
+        shorter = depths[1 - at] < depths[at] and not other.weight
+        return at if shorter and other.shape == self.steps[number].outputs[0].shape else None
 
     def _unheard(self, call: Call) -> tuple[str, ...] | None:
         """Modules that only this call listens to; None if a parameter outside of modules would be one."""
@@ -256,7 +271,7 @@ class _Flow:
             if (
                 outside.issuperset(range(other.start, other.stop))
                 and other.stop > other.start
-                and _level(other)
+                and level(other)
             ):
                 names.append(other.module)
                 outside -= set(range(other.start, other.stop))
@@ -272,7 +287,7 @@ class _Flow:
             if number < start:
                 continue
             step = self.steps[number]
-            matrices = [x for x in step.inputs if x.weight and len(x.shape) > 1]
+            matrices = _matrices(step)
             if _packet(step) in _PRODUCTS and matrices and (name := self._parameter(matrices[-1], number)):
                 names.append(name)
                 continue
@@ -310,25 +325,21 @@ def _next(number: int, step: Step, sums: dict[int, _Sum]) -> _Sum | None:
     return _Sum((*total.joins, (number, at)))
 
 
-def _result(call: Call) -> tuple[Operand | None, int]:
+def result_of(call: Call) -> tuple[Operand | None, int]:
     """The tensor that a call returns, or returns first, and the length of the tuple it is in."""
     if isinstance(call.returned, tuple):
         return (call.returned[0], len(call.returned)) if call.returned else (None, 0)
     return call.returned, 0
 
 
-def _level(call: Call) -> bool:
+def level(call: Call) -> bool:
     """One tensor in, one of the same shape out."""
-    result, length = _result(call)
-    given = list(call.given.values())
-    return result is not None and not length and len(given) == 1 and given[0].shape == result.shape
+    result, _ = result_of(call)
+    return result is not None and [given.shape for given in call.given.values()][:1] == [result.shape]
 
 
-def _partner(step: Step, given: Operand) -> tuple[int, Operand | None]:
-    """At which argument of a sum an operand stands, and the other one."""
-    pair: Sequence[Operand | None] = [_tensor(value) for value in step.args[:2]]
-    at = 0 if pair[0] is given else 1
-    return at, pair[1 - at] if len(pair) == 2 else None
+def _matrices(step: Step) -> list[Operand]:
+    return [given for given in step.inputs if given.weight and len(given.shape) > 1]
 
 
 def _tensor(value: object) -> Operand | None:

@@ -7,7 +7,6 @@ parameter (an optimizer, the flat list of an LSTM) holds the smaller one afterwa
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,18 +19,19 @@ from torch.nn.utils.weight_norm import WeightNorm
 from gracile.errors import ShapeError, UsageError
 from gracile.graph.attributes import IGNORED
 from gracile.graph.cut import Cut
-from gracile.reduce.probes import leaves
+from gracile.reduce.bypass import lost_parameters, stumps
+from gracile.reduce.optimizer import sliced_states, without
+from gracile.reduce.owners import owner_of
 from gracile.reduce.sizes import stated_sizes
-
-Kept = dict[int, Tensor]  # dimension -> indices that stay
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from gracile.reduce.slices import Kept, take
 
 
 def apply_(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Slice ``model`` in place as ``cut`` says, and the optimizer's state with it.
 
-    Parameters, buffers and gradients are sliced; integer attributes take the values of the cut; the stated
-    sizes of ``torch.nn`` modules (``in_features``...) follow. In the optimizer's state every tensor of the
+    Modules that go whole are replaced, and the optimizer forgets their parameters. Otherwise parameters,
+    buffers and gradients are sliced; integer attributes take the values of the cut; the stated sizes of
+    ``torch.nn`` modules (``in_features``...) follow. In the optimizer's state every tensor of the
     parameter's shape, or of size 1 in some of its dimensions (factored moments), is sliced alike; scalars
     stay. Nothing changes unless everything can.
 
@@ -52,6 +52,7 @@ def apply_(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None =
 
 def check(model: nn.Module, cut: Cut) -> None:
     """Raise what :func:`apply_` would raise, and change nothing."""
+    list(stumps(model, cut))
     _kept(model, cut)
     list(_attributes(model, cut))
 
@@ -63,12 +64,15 @@ class _Plan:
     model: nn.Module
     tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
     states: list[tuple[dict[Any, Any], Any, Tensor]] = field(default_factory=list)
+    forgotten: list[tuple[dict[Any, Any], Any]] = field(default_factory=list)
     values: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer | None) -> _Plan:
         plan = cls(model)
+        if cut.dropped:
+            return plan._drop(cut, optimizer)
         kept = _kept(model, cut)
         shapes: dict[int, tuple[int, ...]] = {}
         for tensor, dims in kept.values():
@@ -77,10 +81,18 @@ class _Plan:
             shapes[id(tensor)] = tuple(sliced.shape)
             plan.tensors.append((tensor, sliced, grad))
         if optimizer is not None:
-            plan.states = list(_states(optimizer, kept))
+            plan.states = list(sliced_states(optimizer, kept))
         plan.values = list(_attributes(model, cut))
         plan.values += _stated(model, cut, shapes)
         return plan
+
+    def _drop(self, cut: Cut, optimizer: torch.optim.Optimizer | None) -> _Plan:
+        self.values += stumps(self.model, cut)
+        if optimizer is not None:
+            gone = lost_parameters(self.model, cut)
+            self.values += without(optimizer, gone)
+            self.forgotten = [(optimizer.state, p) for p in optimizer.state if id(p) in gone]
+        return self
 
     def carry_out(self) -> None:
         for tensor, sliced, grad in self.tensors:
@@ -89,22 +101,11 @@ class _Plan:
             tensor.grad = grad
         for state, key, value in self.states:
             state[key] = value
+        for state, key in self.forgotten:
+            del state[key]
         for owner, name, value in self.values:
             owner[name] = value
         refresh_(self.model)
-
-
-def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """Copy of ``tensor`` with the given indices of the given dimensions, in its own memory and its layout."""
-    if not kept:
-        return tensor.clone()
-    part = tensor
-    for dim in sorted(kept, key=lambda d: len(kept[d]) / tensor.shape[d]):  # largest reduction first
-        part = part.index_select(dim, kept[dim].to(tensor.device))
-    layout = _CHANNELS_LAST.get(tensor.ndim)
-    if layout and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
-        part = part.contiguous(memory_format=layout)
-    return part
 
 
 @torch.no_grad()
@@ -170,51 +171,6 @@ def _excerpt(indices: list[int]) -> str:
     return f"[{shown}{', ...' if len(indices) > 6 else ''}]"
 
 
-def _states(
-    optimizer: torch.optim.Optimizer, kept: Mapping[int, tuple[Tensor, Kept]]
-) -> Iterator[tuple[dict[Any, Any], Any, Tensor]]:
-    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
-        raise UsageError(
-            "applying a cut",
-            got="LBFGS, which keeps all parameters in one flat history",
-            expected="an optimizer with state by parameter",
-            hint="make a fresh optimizer for the reduced model",
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if kept and held.isdisjoint(kept):
-        raise UsageError(
-            "applying a cut",
-            got="an optimizer that holds none of the parameters to be cut",
-            expected="the optimizer that trains this model",
-        )
-    for parameter, state in optimizer.state.items():
-        if id(parameter) not in kept:
-            continue
-        for key, value in state.items():
-            found = [x for x in leaves(value) if x.numel() > 1]
-            if not found:
-                continue
-            dims = _fitting(parameter, value, kept[id(parameter)][1]) if found[0] is value else None
-            if dims is None:
-                within = "" if found[0] is value else f", a {type(value).__name__} with a tensor"
-                raise UsageError(
-                    "applying a cut",
-                    got=f"optimizer state {key!r}{within} of shape {tuple(found[0].shape)}",
-                    expected=f"the shape of its parameter, {tuple(parameter.shape)}, or a scalar",
-                    hint="make a fresh optimizer for the reduced model",
-                )
-            yield state, key, take(value, dims)
-
-
-def _fitting(parameter: Tensor, value: Tensor, kept: Kept) -> Kept | None:
-    """Which dimensions of ``value`` to slice; None if it has no place for the parameter's dimensions."""
-    if value.ndim != parameter.ndim or any(
-        v not in (1, p) for v, p in zip(value.shape, parameter.shape, strict=True)
-    ):
-        return None
-    return {dim: indices for dim, indices in kept.items() if value.shape[dim] == parameter.shape[dim]}
-
-
 def _attributes(model: nn.Module, cut: Cut) -> Iterator[tuple[dict[str, Any], str, Any]]:
     for path, value in cut.attributes.items():
         owner, name = owner_of(model, path)
@@ -225,37 +181,6 @@ def _attributes(model: nn.Module, cut: Cut) -> Iterator[tuple[dict[str, Any], st
                 expected="one that says how large something is",
             )
         yield owner, name, _successor(path, owner[name], value)
-
-
-def owner_of(model: nn.Module, path: str) -> tuple[dict[str, Any], str]:
-    """The dictionary that holds an attribute, and its name in there.
-
-    The path is looked up in dictionaries and never evaluated, so that no code can run.
-
-    Raises:
-        UsageError: nothing of the model's own is found there.
-    """
-    *steps, name = path.split(".")
-    place: Any = model
-    for step in steps:
-        if isinstance(place, nn.Module) and step in place._modules:
-            place = place._modules[step]
-        else:
-            place = _fields(place).get(step) if not step.startswith("__") else None
-    if name.startswith("__") or name not in _fields(place):
-        raise UsageError(
-            "applying a cut",
-            got=f"attribute {path[:200]!r}",
-            expected="an integer, or list of integers, that the model's objects hold",
-            hint="the cut was made for another class, or for this one built with other arguments",
-        )
-    return _fields(place), name
-
-
-def _fields(place: Any) -> dict[str, Any]:
-    shared = (type, types.ModuleType, types.FunctionType, types.MethodType)
-    fields = getattr(place, "__dict__", None) if not isinstance(place, shared) else None
-    return fields if isinstance(fields, dict) else {}
 
 
 def _successor(path: str, old: Any, new: Any) -> Any:
