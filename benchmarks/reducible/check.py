@@ -22,7 +22,7 @@ Kept = Mapping[str, Mapping[int, list[int]]]
 
 @torch.no_grad()
 def masked(model: nn.Module, kept: Kept) -> nn.Module:
-    """A full-size copy with zeros where ``kept`` keeps nothing. Directions of a weight norm stay as they are."""
+    """A full-size copy with zeros where ``kept`` keeps nothing; the direction of a weight norm stays."""
     full = copy.deepcopy(model)
     parameters = dict(full.named_parameters(remove_duplicate=False))
     for name, dims in kept.items():

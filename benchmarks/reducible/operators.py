@@ -16,8 +16,8 @@ _ROI = "Tensor input, Tensor rois, float spatial_scale, int pooled_height, int p
 _BACK = "Tensor grad, Tensor rois, {} float spatial_scale, int pooled_height, int pooled_width, {}"
 _SIZES = "int batch_size, int channels, int height, int width"
 _DEFORM = (
-    "Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, int stride_h, int stride_w, int pad_h, "
-    "int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups, bool use_mask"
+    "Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, int stride_h, int stride_w, "
+    "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups, bool use_mask"
 )
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -33,8 +33,8 @@ class Trial:
     ``failed`` with an error that is no refusal; ``cannot build`` the architecture itself does not run.
     ``check`` names the function the reduced network was found equal to by :mod:`reducible.check`:
     ``masked`` an ordinary full-size copy with zeros, ``kept`` the same after a second removal
-    with ``norms="keep"``, or none. ``own_s`` is CPU time less the number of calls of the model times the CPU time of
-    one; ``units`` and ``blocks`` are those offered, ``removed`` and ``reached`` how many of them
+    with ``norms="keep"``, or none. ``own_s`` is CPU time less the number of calls of the model times the CPU
+    time of one call; ``units`` and ``blocks`` are those offered, ``removed`` and ``reached`` how many of them
     went, wholly or in part.
     """
 
@@ -192,7 +192,7 @@ def _checked(trial: Trial, check: str, built: Built, reduction: Reduction) -> Tr
 
 
 def _strictly(trial: Trial, wide: Built, narrow: Built, choice: _Watching) -> Trial:
-    """The same network with ``norms="keep"``, where plain masking must be met; a refusal there is no failure."""
+    """The same network with ``norms="keep"``, where plain masking must be met; a refusal is no failure."""
     try:
         reduction = _removed(narrow, choice, "keep")
     except GracileError as error:
