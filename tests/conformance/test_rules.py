@@ -130,6 +130,58 @@ def gate(h: Tensor) -> Tensor:
     return a * b.sigmoid()
 
 
+class Twice(nn.Bilinear):
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h, h.relu())
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.weight.shape[0], -1)
+        weight = functional.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return functional.conv2d(x, weight, self.bias)
+
+
+def negative_replaced(h: Tensor) -> Tensor:
+    y = h * 2
+    y[y < 0] = 0.5
+    return y
+
+
+def rows_replaced(h: Tensor) -> Tensor:
+    y = h.clone()
+    y[MASK] = h.flip(0)[MASK] * 2
+    return y
+
+
+def steps_replaced(h: Tensor) -> Tensor:
+    y = h.clone()
+    y[:, torch.tensor([0, 2])] = h[:, 1:3] * 2
+    return y
+
+
+def packed(h: Tensor) -> Tensor:
+    sequence = nn.utils.rnn.pack_padded_sequence(h, torch.tensor([4, 3]), batch_first=True)
+    return nn.utils.rnn.pad_packed_sequence(sequence._replace(data=sequence.data * 2), batch_first=True)[0]
+
+
+def unpooled(h: Tensor) -> Tensor:
+    values, places = functional.max_pool2d(h, 2, return_indices=True)
+    return functional.max_unpool2d(values, places, 2)
+
+
+def sampled(h: Tensor) -> Tensor:
+    theta = torch.tensor([[0.9, 0.2, 0.1], [-0.2, 1.0, 0.0]], dtype=h.dtype).expand(len(h), 2, 3)
+    grid = functional.affine_grid(theta, h.shape, align_corners=False)
+    return functional.grid_sample(h, grid, align_corners=False)
+
+
+def rotated(h: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(h.unflatten(-1, (h.shape[-1] // 2, 2)))
+    return torch.view_as_real(pairs * (1 + 2j)).flatten(-2)
+
+
+MASK = torch.tensor([True, False])
 FIRST = torch.zeros(2, 1, 1, dtype=torch.long)
 
 ROWS = [
@@ -193,6 +245,40 @@ ROWS = [
     linear("index put", "index_put_", lambda h: h.clone().index_put_((torch.tensor([0]),), h[1] * 2)),
     linear("index add", "index_add", lambda h: h.index_add(1, torch.tensor([0, 1]), h[:, 2:])),
     linear("scatter add", "scatter_add", lambda h: h.scatter_add(1, FIRST.expand(-1, 4, h.shape[-1]), h * 2)),
+    linear("rows by mask", "index", lambda h: h[MASK]),
+    linear("places by mask", "index", lambda h: h[MASK[:, None].expand(2, 4)]),
+    linear("number written by mask", "index_put_", negative_replaced),
+    linear("rows written by mask", "index_put_", rows_replaced),
+    linear("steps written by index", "index_put_", steps_replaced),
+    linear(
+        "bags",
+        "_embedding_bag_forward_only",
+        lambda h: functional.embedding_bag(torch.tensor([[0, 1], [2, 0]]), h[0]),
+    ),
+    linear(
+        "largest of bags",
+        "_embedding_bag_forward_only",
+        lambda h: functional.embedding_bag(torch.tensor([[0, 1], [2, 0]]), h[0], mode="max"),
+    ),
+    linear("bilinear form", "_trilinear", Twice(8, 8, 6)),
+    linear("distances", "_cdist_forward", lambda h: torch.cdist(h, h.flip(1))),
+    linear("distances between batches", "_cdist_forward", lambda h: torch.cdist(h, h[:1, :3], p=1.0)),
+    linear("extremes over time", "aminmax", lambda h: torch.aminmax(h, dim=1).max),
+    linear("spread over time", "var_mean", lambda h: torch.var_mean(h, 1, keepdim=True)[0]),
+    linear("mode over time", "mode", lambda h: h.round().mode(1).values),
+    linear("windows of time", "unfold", lambda h: h.unfold(1, 2, 1)[..., 1]),
+    linear("windows of units", "unfold", lambda h: h.unfold(-1, h.shape[-1] // 2, h.shape[-1] // 2).relu()),
+    linear("diagonals", "diag_embed diagonal", lambda h: torch.diag_embed(h * 2).diagonal(dim1=-2, dim2=-1)),
+    linear("diagonal of time", "diagonal", lambda h: (h @ h.mT).diagonal(1, 1, 2)),
+    linear("pairs as complex numbers", "view_as_complex view_as_real", rotated),
+    linear("complex", "complex", lambda h: torch.complex(h, h * 2).abs()),
+    linear(
+        "fourier over time", "_fft_c2c", lambda h: torch.fft.ifft(torch.fft.fft(h, dim=1) ** 2, dim=1).abs()
+    ),
+    linear(
+        "fourier and back", "_fft_r2c _fft_c2r", lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=1), 4, 1)
+    ),
+    linear("packed sequences", "_pack_padded_sequence", packed),
     linear("attention", "_scaled_dot_product_flash_attention_for_cpu", attend),
     linear("weight norm", "_weight_norm_interface", weight_norm(nn.Linear(8, 6))),
     linear("mm", "mm", lambda h: h[0] @ (h[0].mT @ h[1])),
@@ -222,6 +308,10 @@ ROWS = [
     image("channels last", "clone", channels_last),
     image("squeeze and excite", "mul", lambda h: h * h.mean((2, 3), keepdim=True).sigmoid()),
     image("instance norm", "native_batch_norm", nn.InstanceNorm2d(8, affine=True)),
+    image("unfold", "im2col", lambda h: functional.unfold(h, 3), last=lambda n: nn.Conv1d(n, 3, 1)),
+    image("fold", "col2im", lambda h: functional.fold(h.flatten(2), (7, 7), 2)),
+    image("unpool", "max_unpool2d", unpooled),
+    image("sample", "affine_grid_generator grid_sampler_2d", sampled),
     signal("conv 1d", "convolution", nn.Conv1d(8, 8, 3, groups=2)),
     signal("pool 1d", "max_pool2d_with_indices", nn.MaxPool1d(2)),
     signal("average pool 1d", "avg_pool2d", nn.AvgPool1d(2)),
@@ -234,6 +324,8 @@ ROWS = [
     volume("trilinear", "upsample_trilinear3d", nn.Upsample(scale_factor=2, mode="trilinear")),
     # the operator looks across units: they stay
     linear("layer norm", "native_layer_norm", nn.LayerNorm(8), holds=True),
+    linear("rms norm", "rsqrt", nn.RMSNorm(8), holds=True),
+    image("standardized weight", "native_batch_norm", Standardized(8, 6, 1), holds=True),
     linear("softmax", "_softmax", lambda h: h.softmax(-1), holds=True),
     linear("mean", "mean", lambda h: h - h.mean(-1, keepdim=True), holds=True),
     linear("cumsum", "cumsum", lambda h: h.cumsum(-1), holds=True),

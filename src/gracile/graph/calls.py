@@ -148,6 +148,13 @@ def _interleave(
         mode.needs(name, [times], [repeat], [int(times)])
 
 
+@_reads("unfold")
+def _unfold(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    if isinstance(args[0], Tensor) and len(args) == 4:  # the windows of a tensor, not those of an image
+        mode.needs(name, args[2:3], mode.axes(out)[-1:], out.shape[-1:])
+        mode.needs(name, args[3:4], mode.axes(out)[-1:], out.shape[-1:])
+
+
 @_reads("split", "split_with_sizes")
 def _split(
     mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Sequence[Tensor]

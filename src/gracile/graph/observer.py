@@ -16,6 +16,7 @@ from gracile.graph.labels import Axis, Labels
 from gracile.graph.records import Axes, Call, Operand, Reason, Step
 from gracile.graph.rules import Site
 from gracile.graph.rules.dispatch import Kind, kind_of, ruled
+from gracile.graph.rules.recurrent import tie
 from gracile.graph.rules.registry import ATTRIBUTE, Before, operand, tensors_of
 from gracile.graph.source import Source
 
@@ -35,6 +36,7 @@ class Observer(TorchDispatchMode):
         self.source = Source()
         self.seeds: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
         self._modules = {id(m): name for name, m in model.named_modules()}
+        self._cells = [m for m in model.modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))]
         self._path: list[str] = [""]
         self._starts: list[int] = [0]
         self._places: dict[tuple[Any, ...], Operand] = {}
@@ -60,6 +62,8 @@ class Observer(TorchDispatchMode):
         inputs = leaves(given)
         for name, tensor in self.seeds:
             self.tensors[name] = self._seed(name, tensor)
+        for cell in self._cells:
+            tie(self.site, cell)
         for tensor in inputs:
             if operand(tensor) is None:
                 self._give(tensor, (None,) * tensor.dim())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -36,3 +37,40 @@ def linear(at: Site, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 @rule("outer", "ger")
 def outer(at: Site, out: Tensor, x: Tensor, y: Tensor) -> Axes:
     return at.axes(x) + at.axes(y)
+
+
+@rule("_trilinear")
+def trilinear(
+    at: Site,
+    out: Tensor,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    expand_x: Sequence[int],
+    expand_y: Sequence[int],
+    expand_z: Sequence[int],
+    summed: Sequence[int],
+    *_: Any,
+) -> Axes:
+    """Three tensors, each with dimensions of size 1 put in, multiplied and summed up over some."""
+    n = x.dim() + len(expand_x)
+    met: Axes = [None] * n
+    seen = [False] * n
+    for tensor, added in ((x, expand_x), (y, expand_y), (z, expand_z)):
+        places = [d for d in range(n) if d not in added]
+        for own, d in enumerate(places):
+            axis = at.contract(tensor, own) if d in summed else at.axes(tensor)[own]
+            if tensor.shape[own] > 1:
+                met[d] = at.unify(met[d], axis) if seen[d] else axis
+                seen[d] = True
+    return [axis for d, axis in enumerate(met) if d not in summed]
+
+
+@rule("_cdist_forward")
+def distances(at: Site, out: Tensor, x: Tensor, y: Tensor, *_: Any) -> Axes:
+    at.unify(at.contract(x, -1), at.contract(y, -1))
+    batch: Axes = []
+    for back in range(out.dim(), 2, -1):
+        pair = [at.axes(t)[-back] for t in (x, y) if t.dim() >= back and t.shape[-back] > 1]
+        batch.append(at.unify(*pair) if pair else None)
+    return [*batch, at.axes(x)[-2], at.axes(y)[-2]]

@@ -27,22 +27,46 @@ def index_select(at: Site, out: Tensor, x: Tensor, dim: int, index: Tensor) -> A
     return axes
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(
+    at: Site, outs: Sequence[Tensor], weight: Tensor, indices: Tensor, *rest: Any, **_: Any
+) -> tuple[Axes, ...]:
+    rows, columns = at.axes(weight)
+    at.pin(rows)
+    largest = at.argument("mode") == 2  # the positions of the maxima, by column
+    return [None, columns], *(
+        [None, columns] if largest and y.dim() == 2 else nothing(y.dim()) for y in outs[1:]
+    )
+
+
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def _searched(indices: Sequence[Tensor | None]) -> list[int]:
+    """The dimensions that are indexed; a mask stands for as many as it has."""
+    dims: list[int] = []
+    d = 0
+    for index in indices:
+        covered = index.dim() if index is not None and _is_mask(index) else 1
+        dims += range(d, d + covered) if index is not None else ()
+        d += covered
+    return dims
+
+
+def _picked(at: Site, x: Tensor, indices: Sequence[Tensor | None], inserted: int) -> Axes:
+    """The axes of ``x[indices]``: what is searched is pinned, the rest passes."""
+    axes, dims = at.axes(x), _searched(indices)
+    at.pin(*(axes[d] for d in dims), *(a for i in indices for a in at.axes(i)))
+    together = dims == list(range(dims[0], dims[-1] + 1)) if dims else False
+    place = dims[0] if together else 0
+    rest = [a for d, a in enumerate(axes) if d not in dims]
+    return [*rest[:place], *nothing(inserted), *rest[place:]]
+
+
 @rule("index")
 def index(at: Site, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> Axes:
-    axes = at.axes(x)
-    given = [d for d, i in enumerate(indices) if i is not None]
-    masks = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
-    for i in indices:
-        at.pin(*at.axes(i))
-    if masks or not given:
-        at.pin(*axes)
-        return nothing(out.dim())
-    at.pin(*(axes[d] for d in given))
-    inserted: Axes = nothing(out.dim() - x.dim() + len(given))
-    together = given == list(range(given[0], given[-1] + 1))
-    place = given[0] if together else 0
-    rest = [a for d, a in enumerate(axes) if d not in given]
-    return [*rest[:place], *inserted, *rest[place:]]
+    return _picked(at, x, indices, out.dim() - x.dim() + len(_searched(indices)))
 
 
 @rule("gather")
@@ -58,7 +82,7 @@ def gather(at: Site, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) 
     return chosen
 
 
-@rule("index_add", "index_copy", "index_fill")
+@rule("index_add", "index_copy", "index_fill", "index_reduce")
 def index_write(at: Site, out: Tensor, x: Tensor, dim: int, index: Tensor, source: Any, **_: Any) -> Axes:
     axes = at.axes(x)
     if not axes:
@@ -90,18 +114,14 @@ def scatter(at: Site, out: Tensor, x: Tensor, dim: int, index: Tensor, *rest: An
 def index_put(
     at: Site, out: Tensor, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, *_: Any
 ) -> Axes:
-    axes = at.axes(x)
-    given = [d for d, i in enumerate(indices) if i is not None]
-    if any(i is not None and (i.dtype in (torch.bool, torch.uint8) or i.dim() > 1) for i in indices) or not (
-        given and given == list(range(len(given)))
-    ):
-        at.pin(*axes, *at.axes(values))
+    axes, given = at.axes(x), [i for i in indices if i is not None]
+    if len(given) == 1 and _is_mask(given[0]) and values.numel() == 1:  # one number where the mask holds
+        for d, axis in zip(_searched(indices), at.axes(given[0]), strict=True):
+            axes[d] = at.unify(axes[d], axis)
         return axes
-    at.pin(*(axes[d] for d in given), *(a for i in indices for a in at.axes(i)))
-    written = at.axes(values)
-    for back in range(1, x.dim() - len(given) + 1):
-        if back <= values.dim() and values.shape[-back] == x.shape[-back]:
-            axes[-back] = at.unify(axes[-back], written[-back])
-            written[-back] = None
-    at.pin(*written)
+    inserted = 1 if any(map(_is_mask, given)) else max(i.dim() for i in given)
+    target, written = _picked(at, x, indices, inserted), at.axes(values)
+    for back in range(1, values.dim() + 1):
+        if values.shape[-back] > 1:
+            at.unify(target[-back], written[-back])
     return axes

@@ -22,6 +22,8 @@ from gracile.graph.rules.registry import Axes, Site, nothing, rule, tensors_of
     "alpha_dropout",
     "where",
     "lerp",
+    "complex",
+    "polar",
     "clamp",
 )
 def pointwise(at: Site, out: Tensor, *args: Any, **kwargs: Any) -> Axes:

@@ -43,7 +43,7 @@ def softmax(at: Site, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> A
     return at.axes(x)
 
 
-@rule("argmax", "argmin")
+@rule("argmax", "argmin", "mode", "kthvalue")
 def by_position(at: Site, out: Any, x: Tensor, *_: Any, **__: Any) -> Axes | tuple[Axes, ...]:
     dims = _dims(at, x)
     axes = at.axes(x)
@@ -60,9 +60,11 @@ def by_position(at: Site, out: Any, x: Tensor, *_: Any, **__: Any) -> Axes | tup
     "topk",
     "sort",
     "argsort",
-    "kthvalue",
     "roll",
     "renorm",
+    "_fft_r2c",
+    "_fft_c2r",
+    "_fft_c2c",
 )
 def by_order(at: Site, out: Any, x: Tensor, *_: Any, **__: Any) -> Axes | tuple[Axes, ...]:
     """The order of the indices matters: the dimension is pinned, the others pass."""

@@ -55,6 +55,7 @@ class Site:
         self.labels = labels
         self.keep_norms = keep_norms
         self.counted: list[tuple[Tensor, int]] = []
+        self._before: Before = None
         self.contracted: dict[int, Axis] = {}  # dims of weights that were contracted, by id
 
     def enter(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], before: Before) -> None:

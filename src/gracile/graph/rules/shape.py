@@ -98,3 +98,50 @@ def channel_shuffle(at: Site, out: Tensor, x: Tensor, groups: int) -> Axes:
     group, inner = at.reshape([channels], [n], [groups, n // groups])
     (new,) = at.reshape([inner, group], [n // groups, groups], [n])
     return [lead, new, *rest]
+
+
+@rule("unfold", "unfold_copy")
+def unfold(at: Site, out: Tensor, x: Tensor, dim: int, size: int, step: int) -> Axes:
+    """Windows of a dimension; where they do not overlap it is only parted."""
+    axes, n = at.axes(x), x.shape[dim]
+    if size == step and n % size == 0:
+        axes[dim], within = at.reshape([axes[dim]], [n], [n // size, size])
+        return [*axes, within]
+    at.pin(axes[dim])
+    axes[dim] = None
+    return [*axes, None]
+
+
+@rule("diagonal", "diagonal_copy")
+def diagonal(at: Site, out: Tensor, x: Tensor, offset: int = 0, first: int = 0, second: int = 1) -> Axes:
+    axes = at.axes(x)
+    both = axes[first], axes[second]
+    rest = [a for d, a in enumerate(axes) if d not in (first % x.dim(), second % x.dim())]
+    if offset == 0 and x.shape[first] == x.shape[second]:
+        return [*rest, at.unify(*both)]
+    at.pin(*both)
+    return [*rest, None]
+
+
+@rule("diag_embed")
+def diag_embed(at: Site, out: Tensor, x: Tensor, offset: int = 0, first: int = -2, second: int = -1) -> Axes:
+    *rest, axis = at.axes(x)
+    if offset:
+        at.pin(axis)
+        axis = None
+    low, high = sorted((first % out.dim(), second % out.dim()))
+    rest.insert(low, axis)
+    rest.insert(high, axis)
+    return rest
+
+
+@rule("view_as_real", "view_as_real_copy")
+def view_as_real(at: Site, out: Tensor, x: Tensor) -> Axes:
+    return [*at.axes(x), None]
+
+
+@rule("view_as_complex", "view_as_complex_copy")
+def view_as_complex(at: Site, out: Tensor, x: Tensor) -> Axes:
+    *axes, pair = at.axes(x)
+    at.pin(pair)
+    return axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,3 +33,43 @@ for _k in (1, 2, 3):
 _register(1, "upsample_linear1d")
 _register(2, "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 _register(3, "upsample_trilinear3d")
+
+
+@rule("im2col")
+def im2col(at: Site, out: Tensor, x: Tensor, kernel: Sequence[int], *_: Any) -> Axes:
+    *batch, channels, high, wide = at.axes(x)
+    at.pin(high, wide)
+    n, (h, w) = x.shape[-3], kernel
+    return [*batch, *at.reshape([channels, None, None], [n, h, w], [n * h * w]), None]
+
+
+@rule("col2im")
+def col2im(at: Site, out: Tensor, x: Tensor, size: Any, kernel: Sequence[int], *_: Any) -> Axes:
+    *batch, channels, places = at.axes(x)
+    n, (h, w) = x.shape[-2], kernel
+    new, row, column = at.reshape([channels], [n], [n // (h * w), h, w])
+    at.pin(places, row, column)
+    return [*batch, new, None, None]
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def max_unpool(at: Site, out: Tensor, x: Tensor, indices: Tensor, size: Sequence[int], *_: Any) -> Axes:
+    k = len(size)
+    at.pin(*at.axes(x)[-k:], *at.axes(indices)[-k:])
+    lead = [at.unify(a, b) for a, b in zip(at.axes(x)[:-k], at.axes(indices)[:-k], strict=True)]
+    return [*lead, *nothing(k)]
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(at: Site, out: Tensor, x: Tensor, grid: Tensor, *_: Any) -> Axes:
+    batch, channels, *space = at.axes(x)
+    first, *rest = at.axes(grid)
+    at.pin(*space, *rest)
+    return [at.unify(batch, first), channels, *nothing(len(space))]
+
+
+@rule("affine_grid_generator")
+def affine_grid(at: Site, out: Tensor, theta: Tensor, size: Sequence[int], *_: Any) -> Axes:
+    batch, *rest = at.axes(theta)
+    at.pin(*rest)
+    return [batch, *nothing(out.dim() - 1)]
