@@ -9,12 +9,13 @@ TORCHVISION ?= torchvision==0.28.0
 export GRACILE_DATA ?= $(abspath $(wildcard ../shared/data))
 export OMP_NUM_THREADS ?= $(if $(filter demo,$(MAKECMDGOALS)),2,1)
 
-.PHONY: help demo test format bench results clean
+.PHONY: help demo test format bench results coverage clean
 help:
 	@echo "make demo     a network made smaller and faster, with proof: runs/demo/report.html"
 	@echo "make test     the whole test suite"
 	@echo "make format   style mended"
 	@echo "make bench    benchmarks; figures go to results/"
+	@echo "make coverage every public architecture reduced by half (an hour or two); docs/coverage.md"
 	@echo "make results  run the recipes of all works (hours); figures go to results/"
 
 # torch first and alone, so that no later package chooses another build of it.
@@ -55,6 +56,10 @@ results: $(VENV)/.base
 	$(BIN)/gracile papers run C6 --scale cpu --seeds 0,1,2
 	$(BIN)/gracile papers run C9 --scale cpu --seeds 0,1,2
 	$(BIN)/gracile papers table --write README.md
+
+# Goes on where it stopped; results/coverage/trials.jsonl removed, it starts anew.
+coverage: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python -m reducible.study --page docs/coverage.md
 
 clean:
 	rm -rf $(VENV) build runs

@@ -98,7 +98,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "efficientnet_v2_s",
     ),
     case("googlenet", "GoogLeNet", make=named("googlenet", aux_logits=False, init_weights=False)),
-    case("googlenet with heads", "GoogLeNet", make=named("googlenet", aux_logits=True, init_weights=False)),
     case(
         "inception_v3", "Inception", (3, 96, 96),
         named("inception_v3", aux_logits=False, init_weights=False),
