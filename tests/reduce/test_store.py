@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gracile.errors import FileError, UsageError
-from gracile.graph.cut import Cut
+from gracile.graph.cut import Cut, Dropped
 from gracile.reduce import Attention, apply_, load, make_attention_explicit_, save
 
 
@@ -233,6 +233,88 @@ def test_objects_of_the_rest_of_the_program_are_out_of_reach(tmp_path: Path) -> 
     with pytest.raises(FileError, match=r"log\.level"):
         load(tmp_path, model())
     assert logging.getLogger("gracile.tests.store").level == 30
+
+
+class Deep(nn.Module):
+    """Two blocks around which shortcuts lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2))
+        self.again = self.blocks[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+SHIFTED = Cut(dropped={"blocks.0": Dropped("silent", [1, 4]), "blocks.1": Dropped("bypass", None, "relu")})
+
+
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = Deep()
+    apply_(model, SHIFTED)
+    model.blocks[0].shift.copy_(torch.arange(4.0))
+    return save(tmp_path_factory.mktemp("models") / "deep", model, SHIFTED).parent
+
+
+def test_modules_that_went_whole(dropped: Path) -> None:
+    x = torch.randn(5, 3)
+    fresh = Deep()
+    again = load(dropped, fresh)
+    assert isinstance(fresh.blocks[0], nn.Sequential)
+    assert isinstance(again.again, nn.Sequential)  # a name that the cut does not mention
+    h = again.first(x) + torch.arange(4.0)
+    assert torch.equal(again(x), h + h.relu())
+
+
+DROP = ("cuts", 0, "dropped")
+DROPPED: dict[str, Callable[[Any], None]] = {
+    "unknown path": lambda c: c["cuts"][0]["dropped"].update(nowhere={"kind": "bypass"}),
+    "a file": lambda c: c["cuts"][0]["dropped"].update({"../../etc/passwd": {"kind": "bypass"}}),
+    "the root": lambda c: c["cuts"][0]["dropped"].update({"": {"kind": "bypass"}}),
+    "inside of one that goes": lambda c: c["cuts"][0]["dropped"].update({"blocks.0.0": {"kind": "bypass"}}),
+    "a parameter": lambda c: c["cuts"][0]["dropped"].update({"first.weight": {"kind": "bypass"}}),
+    "one more": lambda c: c["cuts"][0]["dropped"].update({"first": {"kind": "bypass"}}),
+    "one less": lambda c: c["cuts"][0]["dropped"].pop("blocks.0"),
+    "none": _set(*DROP, to={}),
+    "twice": lambda c: c["cuts"].append(c["cuts"][0]),
+    "with slices": _set("cuts", 0, "tensors", to={"first.weight": {"1": [0, 1, 2]}}),
+    "with attributes": _set("cuts", 0, "attributes", to={"first.in_features": 3}),
+    "no constant": _set(*DROP, "blocks.0", "shift", to=None),
+    "a constant": _set(*DROP, "blocks.1", "shift", to=[1, 4]),
+    "another shape": _set(*DROP, "blocks.0", "shift", to=[4]),
+    "huge": _set(*DROP, "blocks.0", "shift", to=[10**12]),
+    "many": _set(*DROP, "blocks.0", "shift", to=[1] * 10**5),
+    "negative": _set(*DROP, "blocks.0", "shift", to=[-1, -4]),
+    "empty": _set(*DROP, "blocks.0", "shift", to=[0]),
+    "text": _set(*DROP, "blocks.0", "shift", to="4"),
+    "kind": _set(*DROP, "blocks.0", "kind", to="os.system"),
+    "activation": _set(*DROP, "blocks.1", "activation", to="os.system"),
+    "position": _set(*DROP, "blocks.0", "given", to=-1),
+    "huge position": _set(*DROP, "blocks.0", "given", to=10**30),
+    "length": _set(*DROP, "blocks.0", "returned", to=10**9),
+    "negative length": _set(*DROP, "blocks.0", "returned", to=-2),
+    "attention": _set("attention", to=["blocks.0"]),
+}
+
+
+@pytest.mark.parametrize("case", DROPPED)
+def test_hostile_drop(case: str, dropped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(dropped, tmp_path / "deep")
+    content = json.loads((folder / "structure.json").read_text())
+    DROPPED[case](content)
+    (folder / "structure.json").write_text(json.dumps(content))
+    fresh = Deep()
+    before = str(fresh), {k: v.clone() for k, v in fresh.state_dict().items()}
+    with pytest.raises(FileError):
+        load(folder, fresh)
+    assert str(fresh) == before[0]
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in before[1].items())
 
 
 def _refused(folder: Path) -> None:

@@ -36,8 +36,9 @@ class Detour:
 
     ``joins`` are the branches as (step, position among its arguments): where a branch is added. ``weights``
     names parameters of which all must be zero for the branches to be constant, the last matrix of each.
-    ``activation`` is the step behind the sum, -1 for none or one that changes nothing; ``given`` and
-    ``returned`` tell where the shortcut enters among the arguments and whether the result leaves in a tuple.
+    ``activation`` is the step behind the sum, -1 for none; ``settled`` if it does nothing to the shortcut
+    alone. ``given`` and ``returned`` tell where the shortcut enters among the arguments and how long the
+    tuple is in which the result leaves, 0 for none. ``full`` if what goes in has the shape of what comes out.
     ``unheard`` are modules to which, once this one is gone, nobody listens.
     """
 
@@ -46,11 +47,12 @@ class Detour:
     joins: tuple[tuple[int, int], ...]
     weights: tuple[str, ...]
     activation: int
+    settled: bool
     given: int | str
-    returned: int  # the length of the tuple, 0 for a tensor
+    returned: int
     start: int
     stop: int
-    full: bool  # what goes in has the shape of what comes out
+    full: bool
     unheard: tuple[str, ...] = ()
 
 
@@ -101,7 +103,7 @@ class _Flow:
 
     def __init__(self, graph: Graph) -> None:
         times = Counter(call.module for call in graph.calls)
-        self.steps = graph.steps
+        self.steps, self.trained = graph.steps, graph.parameters
         self.calls = {call.module: call for call in graph.calls if call.module and times[call.module] == 1}
         self.readers: dict[int, list[int]] = {}
         self.makers: dict[int, list[int]] = {}
@@ -118,7 +120,7 @@ class _Flow:
         for step in self.steps:
             before = tuple(depth.get(id(given), 0) for given in step.inputs)
             yield before
-            deeper = _packet(step) in _PRODUCTS and bool(_matrices(step))
+            deeper = packet_of(step) in _PRODUCTS and bool(_matrices(step))
             depth.update((id(made), max(before, default=0) + deeper) for made in step.outputs)
 
     def within(self, module: str) -> range:
@@ -126,10 +128,9 @@ class _Flow:
         return range(call.start, call.stop)
 
     def parameters(self, numbers: Iterable[int]) -> frozenset[str]:
-        """Parameters and buffers that these steps read."""
-        return frozenset(
-            given.name for n in numbers for given in self.steps[n].inputs if given.name is not None
-        )
+        """Parameters that these steps read."""
+        names = (given.name for n in numbers for given in self.steps[n].inputs)
+        return frozenset(name for name in names if name in self.trained)
 
     def maker(self, given: Operand, before: int) -> int:
         """The last step before ``before`` that made or wrote this operand, -1 for none."""
@@ -148,26 +149,11 @@ class _Flow:
             total = self._sums(call, x).get(id(result))
             if total is None or not total.joins:
                 continue
-            activation = total.activation
-            if (
-                activation >= 0
-                and _packet(self.steps[activation]) == "relu"
-                and self._positive(x, call.start)
-            ):
-                activation = -1  # relu(relu(x))
+            at = total.activation
+            settled = at >= 0 and packet_of(self.steps[at]) == "relu" and self._positive(x, call.start)
             weights = self._last_weights(total.joins, call.start)
-            return Detour(
-                call.module,
-                "block",
-                total.joins,
-                weights,
-                activation,
-                key,
-                length,
-                call.start,
-                call.stop,
-                True,
-            )
+            where = (key, length, call.start, call.stop, True)
+            return Detour(call.module, "block", total.joins, weights, at, settled, *where)
         return None
 
     def _read_later(self, call: Call) -> bool:
@@ -193,9 +179,9 @@ class _Flow:
         """Whether x is what a relu let through."""
         while (number := self.maker(x, before)) >= 0:
             step, before = self.steps[number], number
-            if _packet(step) == "relu":
+            if packet_of(step) == "relu":
                 return True
-            if _packet(step) not in _POSITIVE:
+            if packet_of(step) not in _POSITIVE:
                 return False
             x = step.inputs[0]
         return False
@@ -212,16 +198,15 @@ class _Flow:
         if x is None or x.dtype != result.dtype:
             return None
         full = x.shape == result.shape
-        if not full and join[1] == 0 and _writes(self.steps[join[0]]):
+        if not full and join[1] == 0 and writes(self.steps[join[0]]):
             return None  # nothing of the right size to add to
         unheard = self._unheard(call)
         if unheard is None:
             return None
         first = min((self.calls[name].start for name in unheard), default=call.start)
         weights = self._last_weights((join,), first)
-        return Detour(
-            call.module, "branch", (join,), weights, -1, key, length, call.start, call.stop, full, unheard
-        )
+        where = (key, length, call.start, call.stop, full)
+        return Detour(call.module, "branch", (join,), weights, -1, False, *where, unheard)
 
     def _joined(self, call: Call, result: Operand) -> tuple[int, int] | None:
         """The sum that the result goes into, by operators that make zero of zero and nowhere else."""
@@ -232,10 +217,10 @@ class _Flow:
                 return None
             number = readers[0]
             step = self.steps[number]
-            if _packet(step) == "add":
+            if packet_of(step) == "add":
                 return (number, at) if (at := self._short(number, result)) is not None else None
             weighs = any(given.weight for given in step.inputs if given is not result)
-            if _packet(step) not in QUIET or weighs or len(step.outputs) != 1:
+            if packet_of(step) not in QUIET or weighs or len(step.outputs) != 1:
                 return None
             result, after = step.outputs[0], number + 1
 
@@ -288,11 +273,11 @@ class _Flow:
                 continue
             step = self.steps[number]
             matrices = _matrices(step)
-            if _packet(step) in _PRODUCTS and matrices and (name := self._parameter(matrices[-1], number)):
+            if packet_of(step) in _PRODUCTS and matrices and (name := self._parameter(matrices[-1], number)):
                 names.append(name)
                 continue
             moving = [x for x in step.inputs if not x.weight]
-            waiting += [(x, number) for x in (moving if _packet(step) == "add" else moving[:1])]
+            waiting += [(x, number) for x in (moving if packet_of(step) == "add" else moving[:1])]
         return tuple(dict.fromkeys(reversed(names)))
 
     def _parameter(self, given: Operand, before: int) -> str | None:
@@ -307,7 +292,7 @@ class _Flow:
 
 def _next(number: int, step: Step, sums: dict[int, _Sum]) -> _Sum | None:
     """What the first output of a step is, if it is still x plus something."""
-    packet, inputs = _packet(step), step.inputs
+    packet, inputs = packet_of(step), step.inputs
     first = sums.get(id(inputs[0])) if inputs else None
     if packet in MOVES:
         return first if len(inputs) == 1 and packet not in ("select", "slice", "roll") else None
@@ -346,12 +331,12 @@ def _tensor(value: object) -> Operand | None:
     return value if isinstance(value, Operand) else None
 
 
-def _packet(step: Step) -> str:
+def packet_of(step: Step) -> str:
     """``"add"`` for ``aten.add_.Tensor``."""
     return step.op.split(".")[1].removesuffix("_")
 
 
-def _writes(step: Step) -> bool:
+def writes(step: Step) -> bool:
     return step.op.split(".")[1].endswith("_")
 
 

@@ -54,7 +54,7 @@ class Graph:
     ) -> None:
         self.steps, self.calls, self.outputs = steps, calls, outputs
         self._book, self._shown = book, tuple(shown)
-        self._labels, self._operands, self._parameters = labels, operands, parameters
+        self._labels, self._operands, self.parameters = labels, operands, parameters
         self._contracted, self._reasons = contracted, tuple(reasons)
 
     @property
@@ -64,7 +64,7 @@ class Graph:
 
     @cached_property
     def _places(self) -> tuple[Place, ...]:
-        return find_places(self._labels, self._operands, self._parameters, self._contracted)
+        return find_places(self._labels, self._operands, self.parameters, self._contracted)
 
     @cached_property
     def _found(self) -> tuple[UnitTable, tuple[Block, ...]]:
@@ -209,7 +209,7 @@ class Graph:
             labels,
             self.steps,
             self._operands,
-            self._parameters,
+            self.parameters,
             self._contracted,
             (*self._reasons, Reason(why)),
             self._book,

@@ -7,28 +7,35 @@ whole job on a copy: watch, choose, fold constants, cut, verify, and refuse what
 from gracile.reduce.apply import apply_
 from gracile.reduce.attention import Attention, make_attention_explicit_
 from gracile.reduce.budget import Limits, parameters_left, within
+from gracile.reduce.bypass import Bypass, Silent
+from gracile.reduce.drop import drop
 from gracile.reduce.fold import Fold, fold
 from gracile.reduce.importance import Importance, activation, batch_norm_scale, magnitude, taylor
 from gracile.reduce.refusal import Refusal
 from gracile.reduce.remove import Reduction, remove
 from gracile.reduce.replay import UnprovenError
 from gracile.reduce.select import dead, random_units, smallest
+from gracile.reduce.silence import dead_blocks
 from gracile.reduce.store import load, save
 from gracile.reduce.verify import Verdict, verify
 
 __all__ = [
     "Attention",
+    "Bypass",
     "Fold",
     "Importance",
     "Limits",
     "Reduction",
     "Refusal",
+    "Silent",
     "UnprovenError",
     "Verdict",
     "activation",
     "apply_",
     "batch_norm_scale",
     "dead",
+    "dead_blocks",
+    "drop",
     "fold",
     "load",
     "magnitude",

@@ -122,7 +122,7 @@ def stumps(model: nn.Module, cut: Cut) -> Iterator[tuple[dict[str, Any], str, St
     made: dict[tuple[int, str], Stump] = {}
     for path, dropped in cut.dropped.items():
         original = modules.get(path)
-        if not path or original is None or path in inside:
+        if not path or original is None or path in inside or isinstance(original, Stump):
             raise _refused(f"{path[:200]!r} as a module to drop", "a module inside the model, and each once")
         if dropped.activation not in ACTIVATIONS:
             raise _refused(f"activation {dropped.activation[:80]!r}", f"one of {', '.join(ACTIVATIONS)}")

@@ -53,8 +53,8 @@ class Reduction:
         """
         make_attention_explicit_(model, self.attention)
         check(model, self.cut)
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         apply_(model, self.cut, optimizer)
+        tensors = dict(named_tensors(model))
         with torch.no_grad():
             for name, value in self.folded.items():
                 kept = self.cut.tensors.get(name, {})

@@ -70,7 +70,7 @@ def verify(
         UnprovenError: outputs differ, the reduced model fails, or the masked units never reach the output.
     """
     survivors = Survivors(graph, units)
-    for weights in _other_weights(model):
+    for weights in other_weights(model):
         verdict = _same_structure(weights, graph, survivors, cut, inputs, tolerance)
         if verdict.moved > CLEARLY * verdict.error:
             break
@@ -82,7 +82,7 @@ def verify(
     return replace(verdict, error=max(error, verdict.error))
 
 
-def _other_weights(model: nn.Module) -> Iterator[nn.Module]:
+def other_weights(model: nn.Module) -> Iterator[nn.Module]:
     """Copies with jittered weights; then, if that leaves units silent, with others altogether."""
     jittered = duplicate(model)
     jitter_(jittered, seed=1)
@@ -103,7 +103,7 @@ def _same_structure(
     small = duplicate(full)
     apply_(small, cut)
     error, moved, narrower = 0.0, 0.0, False
-    for number, (probe, before) in enumerate(_probes(full, graph, inputs)):
+    for number, (probe, before) in enumerate(trials(full, graph, inputs)):
         try:
             reference, counted = _reference(masked, graph, survivors, probe)
         except UnprovenError:  # a larger batch may be a longer sequence, which the log cannot follow
@@ -111,7 +111,7 @@ def _same_structure(
                 break
             raise
         try:
-            found = _run(small, probe, graph.outputs)
+            found = run(small, probe, graph.outputs)
         except Exception as failure:
             step = _first_difference(masked, small, graph, survivors, inputs)
             reason = f"the reduced model fails ({type(failure).__name__}: {str(failure)[:200]})"
@@ -139,14 +139,14 @@ def _same_function(
 ) -> float:
     """Largest error of the reduced model against the original one."""
     error = 0.0
-    for number, (probe, before) in enumerate(_probes(model, graph, inputs)):
+    for number, (probe, before) in enumerate(trials(model, graph, inputs)):
         try:
             reference = _reference(model, graph, survivors, probe)[0] if _counts(graph) else before
         except UnprovenError:
             if number:
                 break
             raise
-        this = difference(reference, _run(reduced, probe, graph.outputs))
+        this = difference(reference, run(reduced, probe, graph.outputs))
         if not this <= (tolerance if tolerance is not None else tolerance_of(reference)):
             raise UnprovenError(f"a relative error of {this:.1e} against the original model", graph)
         error = max(error, this)
@@ -210,13 +210,13 @@ def tolerance_of(outputs: list[Tensor]) -> float:
     return max((TOLERANCE.get(x.dtype, 0.0) for x in outputs), default=0.0)
 
 
-def _probes(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
+def trials(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
     """Fresh inputs that the model takes, then twice the batch if it takes that too; each with its outputs."""
     found: tuple[Inputs, list[Tensor]] | None = None
     failure = None
     for candidate in (fresh(inputs, seed=11), fresh(inputs, seed=11, integers=False), copied(inputs)):
         try:
-            outputs = _run(model, candidate, graph.outputs)
+            outputs = run(model, candidate, graph.outputs)
         except Exception as error:  # lengths that must fall, say
             failure = error
             continue
@@ -231,13 +231,13 @@ def _probes(model: nn.Module, graph: Graph, inputs: Inputs) -> Iterator[tuple[In
     larger = twice(found[0], seed=12)
     if larger is not None:
         try:
-            outputs = _run(model, larger, graph.outputs)
+            outputs = run(model, larger, graph.outputs)
         except Exception:
             return  # the model's own limit, not the cut's
         yield larger, outputs
 
 
-def _run(model: nn.Module, inputs: Inputs, outputs: Outputs) -> list[Tensor]:
+def run(model: nn.Module, inputs: Inputs, outputs: Outputs) -> list[Tensor]:
     args, named = copied(inputs)
     with undisturbed(model):
         return [y.clone() for y in leaves(outputs(model(*args, **named)))]
@@ -248,7 +248,7 @@ def _reference(
 ) -> tuple[list[Tensor], bool]:
     """Outputs, and whether an operator counted over what goes."""
     if not _counts(graph):
-        return _run(model, inputs, graph.outputs), False
+        return run(model, inputs, graph.outputs), False
     replay = Replay(graph, survivors)
     args, named = copied(inputs)
     with undisturbed(model), replay:
