@@ -1,4 +1,4 @@
-"""A model's integer attributes: traced while it is watched, and shown to be right after a cut."""
+"""A model's attributes: integers, traced while it is watched and right after a cut; and plain tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from gracile.graph.sizes import Attribute, Book, Leaf, traced
@@ -92,16 +93,17 @@ def tracing(model: nn.Module, book: Book) -> Iterator[None]:
             continue
         leaves: list[Leaf] = []
         seen[id(thing)] = leaves
+        held = fields_of(thing)
         prefix = f"{path}." if path else ""
-        for key, value in list(vars(thing).items()):
-            if key in IGNORED:
+        for key, value in list(held.items()):
+            if key in IGNORED or key in _INTERNAL or not _is_step(key):
                 continue
             if type(value) in (int, list, tuple):
                 made = _traced(f"{prefix}{key}", value, book, leaves)
                 if made is not None:
-                    replaced.append((vars(thing), key, value))
-                    vars(thing)[key] = made
-            elif depth < 2 and _is_plain_object(value):
+                    replaced.append((held, key, value))
+                    held[key] = made
+            elif depth < 2 and (type(value) is dict or _is_plain_object(value)):
                 waiting.append((f"{prefix}{key}", value, depth + 1))
     try:
         yield
@@ -130,6 +132,62 @@ def _leaf(
     leaves.append(leaf)
     book.leaves.append(leaf)
     return traced(value, Attribute(len(book.leaves) - 1), book)
+
+
+def fields_of(thing: Any) -> dict[str, Any]:
+    """What an object holds by name: a dictionary's entries, or attributes; nothing for anything else."""
+    held = thing if type(thing) is dict else getattr(thing, "__dict__", None)
+    return held if isinstance(held, dict) else {}
+
+
+def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that modules hold without registering them, by path (``"tables.0"``), each once.
+
+    They may lie in lists, dictionaries and plain objects. Left out is what a hook computes anew before every
+    call, and what lies in the memory of a parameter or buffer.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> layer.scales = [torch.ones(2), layer.weight.data]
+    >>> [name for name, _ in plain_tensors(layer)]
+    ['scales.0']
+    """
+    registered = [*model.parameters(), *model.buffers()]
+    taken = {t.untyped_storage().data_ptr() for t in registered if t.layout is torch.strided}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
+        prefix = f"{path}." if path else ""
+        for key, value in vars(module).items():
+            if key in _INTERNAL or key in computed:
+                continue
+            for name, tensor in _tensors_in(f"{prefix}{key}", value, 2):
+                if id(tensor) in seen or tensor.layout is not torch.strided or not tensor.is_leaf:
+                    continue
+                seen.add(id(tensor))
+                if tensor.numel() and tensor.untyped_storage().data_ptr() not in taken:
+                    yield name, tensor
+
+
+def _tensors_in(path: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    held: Mapping[Any, Any] = {}
+    if depth and isinstance(value, (list, tuple)):
+        held = {str(i): item for i, item in enumerate(value)}
+    elif depth and (type(value) is dict or _is_plain_object(value)):
+        held = fields_of(value)
+    for key, item in held.items():
+        if _is_step(key):
+            yield from _tensors_in(f"{path}.{key}", item, depth - 1)
+
+
+_INTERNAL: Final = frozenset(vars(nn.Module()))  # hooks, and what is registered
+
+
+def _is_step(key: object) -> bool:
+    """Whether a key can stand in a path."""
+    return isinstance(key, str) and bool(key) and "." not in key
 
 
 def _is_plain_object(value: Any) -> bool:

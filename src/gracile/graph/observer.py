@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gracile.graph.attributes import plain_tensors
 from gracile.graph.labels import Axis, Labels
 from gracile.graph.records import Axes, Call, Operand, Reason, Step
 from gracile.graph.rules import Site
@@ -34,7 +35,11 @@ class Observer(TorchDispatchMode):
         self.reasons: list[Reason] = []
         self.tensors: dict[str, Operand] = {}
         self.source = Source()
-        self.seeds: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+        self.seeds: list[tuple[str, Tensor]] = [
+            *model.named_parameters(),
+            *model.named_buffers(),
+            *plain_tensors(model),
+        ]
         self._modules = {id(m): name for name, m in model.named_modules()}
         self._cells = [m for m in model.modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))]
         self._path: list[str] = [""]

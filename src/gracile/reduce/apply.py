@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gracile.errors import ShapeError, UsageError
-from gracile.graph.attributes import IGNORED
+from gracile.graph.attributes import IGNORED, plain_tensors
 from gracile.graph.cut import Cut
 from gracile.reduce.bypass import lost_parameters, stumps
 from gracile.reduce.optimizer import sliced_states, without
@@ -123,9 +123,15 @@ def named_tensors(model: nn.Module, *, once: bool = False) -> Iterator[tuple[str
     yield from model.named_buffers(remove_duplicate=once)
 
 
+def plain_of(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, Tensor]:
+    """The tensors that a cut names although the model holds them as plain attributes only."""
+    named = {name for cut in cuts for name in cut.tensors}
+    return {name: tensor for name, tensor in plain_tensors(model) if name in named}
+
+
 def _kept(model: nn.Module, cut: Cut) -> dict[int, tuple[Tensor, Kept]]:
     """Checked indices by identity of the tensor, so that tied names are one."""
-    tensors = dict(named_tensors(model))
+    tensors = dict(named_tensors(model)) | plain_of(model, [cut])
     found: dict[int, tuple[Tensor, Kept]] = {}
     for name, dims in cut.tensors.items():
         if name not in tensors:

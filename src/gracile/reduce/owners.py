@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from gracile.errors import UsageError
+from gracile.graph.attributes import fields_of
 
 
 def owner_of(model: nn.Module, path: str) -> tuple[dict[str, Any], str]:
@@ -37,5 +38,4 @@ def owner_of(model: nn.Module, path: str) -> tuple[dict[str, Any], str]:
 
 def _fields(place: Any) -> dict[str, Any]:
     shared = (type, types.ModuleType, types.FunctionType, types.MethodType)
-    fields = getattr(place, "__dict__", None) if not isinstance(place, shared) else None
-    return fields if isinstance(fields, dict) else {}
+    return {} if isinstance(place, shared) else fields_of(place)

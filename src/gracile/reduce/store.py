@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gracile.errors import FileError, GracileError, UsageError
 from gracile.files import read_json, read_tensors, write_json, write_tensors
 from gracile.graph.cut import Cut
-from gracile.reduce.apply import apply_, named_tensors, owner_of, refresh_
+from gracile.reduce.apply import apply_, named_tensors, owner_of, plain_of, refresh_
 from gracile.reduce.attention import Attention, make_attention_explicit_
 from gracile.reduce.copies import duplicate
 
@@ -41,7 +41,7 @@ class Structure:
     """The content of ``structure.json``.
 
     ``model`` is the qualified name of the class, for people to read; ``attention`` lists where
-    ``nn.MultiheadAttention`` was made explicit; ``cuts`` are replayed in order.
+    ``nn.MultiheadAttention`` was made explicit, dropped later or not; ``cuts`` are replayed in order.
     """
 
     format: str
@@ -81,7 +81,7 @@ def save(folder: str | Path, model: nn.Module, *cuts: Cut) -> Path:
             raise UsageError(
                 f"saving to '{folder}'", got=f"extra state in module {name!r}", expected="tensors only"
             )
-    tensors = dict(named_tensors(model, once=True))
+    tensors = dict(named_tensors(model, once=True)) | plain_of(model, cuts)
     try:
         draft = write_tensors(folder / "weights.safetensors", tensors)
     except (KeyError, ValueError) as error:
@@ -96,7 +96,10 @@ def save(folder: str | Path, model: nn.Module, *cuts: Cut) -> Path:
         format=FORMAT,
         version=VERSION,
         model=f"{type(model).__module__}.{type(model).__qualname__}",
-        attention=[n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Attention)],
+        attention=[
+            *(name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Attention)),
+            *(name for cut in cuts for dropped in cut.dropped.values() for name in dropped.attention),
+        ],
         cuts=list(cuts),
         tensors={name: _entry(tensor) for name, tensor in tensors.items()},
         sha256=digest,
@@ -145,7 +148,7 @@ def load(folder: str | Path, fresh: nn.Module) -> nn.Module:
             got=f"what does not fit the model ({error})",
             expected="a record of this model",
         ) from error
-    own = dict(named_tensors(model, once=True))
+    own = dict(named_tensors(model, once=True)) | plain_of(model, structure.cuts)
     if own.keys() != tensors.keys():
         differ = sorted(own.keys() ^ tensors.keys())
         raise _wrong(path, f"tensors that only one side has: {', '.join(differ[:4])}", "the same names")
