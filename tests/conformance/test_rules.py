@@ -78,6 +78,7 @@ class Row:
     last: Callable[[int], nn.Module] = lambda n: nn.Linear(n, 3)
     out: int = -1  # the dimension that the last layer contracts
     holds: bool = False
+    close: float = 1e-12
 
 
 def linear(name: str, ops: str, op: Callable[[Tensor], Tensor], **more: Any) -> Row:
@@ -142,6 +143,43 @@ class Standardized(nn.Conv2d):
         return functional.conv2d(x, weight, self.bias)
 
 
+def windowed(h: Tensor) -> Tensor:
+    h = h.contiguous()
+    batch, time, width = h.stride()
+    return h.as_strided((2, 3, 2, h.shape[-1]), (batch, time, time, width)).flatten(1, 2)
+
+
+class Grouped(nn.Module):
+    """Two experts: the first three rows go to one, the others to the other. The kernel knows no double."""
+
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, n, m))
+
+    def forward(self, h: Tensor) -> Tensor:
+        rows = h.flatten(0, 1).float()
+        return functional.grouped_mm(rows, self.weight.float(), offs=OFFSETS).double().view(2, 4, -1)
+
+
+def grouped_columns(h: Tensor) -> Tensor:
+    y = functional.grouped_mm(h.float(), h.flatten(0, 1).float().mT, offs=OFFSETS)
+    return y.mT.double() @ h[0]
+
+
+def grouped_rows(h: Tensor) -> Tensor:
+    flat = h.flatten(0, 1).float()
+    return h @ functional.grouped_mm(flat.mT, flat, offs=OFFSETS).double()
+
+
+def batch_of_products(h: Tensor) -> Tensor:
+    return functional.grouped_mm(h.float(), (h.mT @ h).float()).double()
+
+
+def solved(h: Tensor) -> Tensor:
+    matrix = torch.eye(4, dtype=h.dtype) + torch.full((4, 4), 0.3, dtype=h.dtype).tril(-1)
+    return torch.linalg.solve_triangular(matrix.expand(2, 4, 4), h, upper=False)
+
+
 def negative_replaced(h: Tensor) -> Tensor:
     y = h * 2
     y[y < 0] = 0.5
@@ -182,6 +220,7 @@ def rotated(h: Tensor) -> Tensor:
 
 
 MASK = torch.tensor([True, False])
+OFFSETS = torch.tensor([3, 8], dtype=torch.int32)
 FIRST = torch.zeros(2, 1, 1, dtype=torch.long)
 
 ROWS = [
@@ -260,6 +299,13 @@ ROWS = [
         "_embedding_bag_forward_only",
         lambda h: functional.embedding_bag(torch.tensor([[0, 1], [2, 0]]), h[0], mode="max"),
     ),
+    linear("every other unit", "slice", lambda h: h[..., ::2] * h[..., 1::2].sigmoid()),
+    linear("overlapping windows of time", "as_strided", windowed),
+    linear("a product for each group of rows", "_grouped_mm", Grouped(8, 16), close=1e-4),
+    linear("a product for each group of columns", "_grouped_mm", grouped_columns, close=1e-4),
+    linear("a product for each group of contracted rows", "_grouped_mm", grouped_rows, close=1e-4),
+    linear("batch of products", "_grouped_mm", batch_of_products, close=1e-4),
+    linear("triangular equations", "linalg_solve_triangular", solved),
     linear("bilinear form", "_trilinear", Twice(8, 8, 6)),
     linear("distances", "_cdist_forward", lambda h: torch.cdist(h, h.flip(1))),
     linear("distances between batches", "_cdist_forward", lambda h: torch.cdist(h, h[:1, :3], p=1.0)),
@@ -315,6 +361,14 @@ ROWS = [
     signal("conv 1d", "convolution", nn.Conv1d(8, 8, 3, groups=2)),
     signal("pool 1d", "max_pool2d_with_indices", nn.MaxPool1d(2)),
     signal("average pool 1d", "avg_pool2d", nn.AvgPool1d(2)),
+    Row(
+        "average pool beside the units",
+        "avg_pool2d",
+        lambda h: functional.avg_pool2d(h, (2, 1)),
+        (3, 4, 5),
+        lambda: nn.Linear(5, 8),
+        lambda n: nn.Linear(n, 3),
+    ),
     signal("linear resize", "upsample_linear1d", nn.Upsample(scale_factor=2, mode="linear")),
     signal("batch norm 1d", "native_batch_norm", nn.BatchNorm1d(8)),
     volume("conv 3d", "convolution", nn.Conv3d(8, 6, 2)),
@@ -333,7 +387,14 @@ ROWS = [
     linear("roll", "roll", lambda h: h.roll(1, -1), holds=True),
     linear("argmax", "argmax", lambda h: h * (h.argmax(-1, keepdim=True) > 2), holds=True),
     linear("select", "select", lambda h: h * h[..., 3].unsqueeze(-1), holds=True),
-    linear("strided slice", "slice", lambda h: h[..., ::2], holds=True),
+    linear("strided slice that leaves a rest", "slice", lambda h: h[..., 1:6:2], holds=True),
+    linear(
+        "overlapping windows of units",
+        "as_strided",
+        lambda h: h.as_strided((2, 4, 3, 4), (32, 8, 2, 1)),
+        holds=True,
+    ),
+    linear("another order by strides", "as_strided", lambda h: h[0].as_strided((4, 8), (1, 4)), holds=True),
     linear("index", "index", lambda h: h[..., torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])], holds=True),
     linear("boolean index", "index", lambda h: h[h.abs() >= 0].view(h.shape), holds=True),
     linear("fft", "_fft_r2c", lambda h: torch.fft.rfft(h).abs(), holds=True),
@@ -368,7 +429,7 @@ def test_removed_equals_masked(row: Row) -> None:
     fresh = torch.randn(row.shape, dtype=torch.float64)
     with torch.no_grad():
         expected, found, whole = masked(fresh), reduced(fresh), model(fresh)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=row.close, atol=row.close)
     if units:
         assert not torch.allclose(whole, expected), "nothing was removed that mattered"
         assert sum(p.numel() for p in reduced.parameters()) < sum(p.numel() for p in model.parameters())

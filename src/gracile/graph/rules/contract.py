@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gracile.graph.rules.registry import Axes, Site, rule
+from gracile.graph.rules.registry import Axes, Site, nothing, rule
 
 
 @rule("mm", "bmm", "mv", "dot", "vdot")
@@ -74,3 +74,43 @@ def distances(at: Site, out: Tensor, x: Tensor, y: Tensor, *_: Any) -> Axes:
         pair = [at.axes(t)[-back] for t in (x, y) if t.dim() >= back and t.shape[-back] > 1]
         batch.append(at.unify(*pair) if pair else None)
     return [*batch, at.axes(x)[-2], at.axes(y)[-2]]
+
+
+@rule("_grouped_mm", "grouped_mm", "grouped_mm_fallback")
+def grouped(
+    at: Site, out: Tensor, x: Tensor, y: Tensor, offs: Tensor | None = None, *_: Any, **__: Any
+) -> Axes:
+    """One product for each group: of rows of x, of columns of y, or of stretches of what is contracted."""
+    left, right = at.axes(x), at.axes(y)
+    at.unify(at.contract(x, -1), at.contract(y, -2))
+    if offs is None:
+        return [at.unify(left[0], right[0]), left[1], right[2]]
+    at.pin(*left[:-2], *right[:-2])
+    if x.dim() == y.dim() == 2:
+        at.pin(left[1])
+        return [None, left[0], right[1]]
+    at.pin(left[-2] if x.dim() == 2 else right[-1])
+    return [None, right[-1]] if x.dim() == 2 else [left[-2], None]
+
+
+@rule("linalg_solve_triangular")
+def solve_triangular(
+    at: Site,
+    out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+) -> Axes:
+    """The equations of one matrix hold together; right-hand sides pass."""
+    matrix, sides = at.axes(a), at.axes(b)
+    passes = -1 if left else -2
+    at.pin(*matrix[-2:], sides[-2 if left else -1])
+    if a.shape[:-2] != b.shape[:-2]:
+        at.pin(*matrix, *sides)
+        return nothing(out.dim())
+    result = [*(at.unify(x, y) for x, y in zip(matrix[:-2], sides[:-2], strict=True)), None, None]
+    result[passes] = sides[passes]
+    return result

@@ -46,7 +46,10 @@ def slice_(
     axis, size = axes[dim], out.shape[dim]
     if axis is None or size == n:
         return axes
-    if step != 1 or size <= 1:
+    if step != 1 and first < step and size * step == n:  # every index comes with the ones between
+        axes[dim], between = at.reshape([axis], [n], [size, step])
+        at.pin(between)
+    elif step != 1 or size <= 1:
         at.pin(axis)
         axes[dim] = None
     else:

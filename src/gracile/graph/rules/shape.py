@@ -63,12 +63,42 @@ def repeat(at: Site, out: Tensor, x: Tensor, repeats: Sequence[int]) -> Axes:
 
 @rule("as_strided")
 def as_strided(at: Site, out: Tensor, x: Tensor, size: Sequence[int], *_: Any) -> Axes:
-    """Pooling restrides its result without changing its shape; anything else is pinned."""
-    before = at.shape(x)
-    if tuple(before) == tuple(size):
-        return at.axes(x)
-    at.pin(*at.axes(x))
-    return nothing(out.dim())
+    """Dimensions that are walked through as before pass; those seen through windows are pinned."""
+    axes, result = at.axes(x), nothing(out.dim())
+    if out is x:  # pooling restrides its result
+        if at.shape(x) == tuple(size):
+            return axes
+        at.pin(*axes)
+        return result
+    for d, axis in enumerate(axes):
+        if axis is None:
+            continue
+        walks = _walks(out, x, d)
+        if walks is None:
+            at.pin(axis)
+        else:
+            result[walks] = axis
+    return result
+
+
+def _walks(out: Tensor, x: Tensor, dim: int) -> int | None:
+    """The dimension of a strided view whose index is this dimension's of x everywhere, if there is one."""
+    n, stride = x.shape[dim], x.stride(dim)
+    size = 1
+    for step, m in sorted((x.stride(d), m) for d, m in enumerate(x.shape) if m > 1):
+        if step != size:  # gaps, or elements that are met twice
+            return None
+        size *= m
+    low = (out.storage_offset() - x.storage_offset()) % (n * stride)
+    found = None
+    for d, (step, m) in enumerate(zip(out.stride(), out.shape, strict=True)):
+        if step < stride:
+            low += step * (m - 1)
+        elif step == stride and m == n and found is None:
+            found = d
+        elif m > 1 and step % (n * stride):
+            return None
+    return found if low < stride else None
 
 
 @rule("pixel_shuffle")

@@ -10,12 +10,26 @@ from torch import Tensor
 from gracile.graph.rules.registry import Axes, Rule, Site, nothing, rule
 
 
+def _alone(at: Site, k: int) -> list[bool]:
+    """In which dimensions of space a pooling looks at one index at a time."""
+    steps = [at.argument(name) for name in ("kernel_size", "stride", "padding")]
+    if not all(isinstance(step, (int, list, tuple)) for step in steps):
+        return [False] * k
+    kernel, stride, padding = (
+        [s] * k if isinstance(s, int) else list(s) * (k // max(len(s), 1)) for s in steps
+    )
+    return [m == (1, 1, 0) for m in zip(kernel, stride or kernel, padding, strict=True)]
+
+
 def _spatial(k: int) -> Rule:
     def spatial(at: Site, out: Any, x: Tensor, *_: Any, **__: Any) -> Axes | tuple[Axes, ...]:
         axes = at.axes(x)
+        if isinstance(out, Tensor):  # where there are several, one holds positions in all of space
+            together = [d for d, alone in zip(range(-k, 0), _alone(at, k), strict=True) if not alone]
+            at.pin(*(axes[d] for d in together))
+            return [None if d - len(axes) in together else a for d, a in enumerate(axes)]
         at.pin(*axes[-k:])
-        result = [*axes[:-k], *nothing(k)]
-        return result if isinstance(out, Tensor) else tuple(list(result) for _ in out)
+        return tuple([*axes[:-k], *nothing(k)] for _ in out)
 
     return spatial
 
