@@ -77,6 +77,8 @@ class Observer(TorchDispatchMode):
         finally:
             for hook in hooks:
                 hook.remove()
+                # which torch forgets to remove, and torch.compile warns of
+                nn.modules.module._global_forward_hooks_with_kwargs.pop(hook.id, None)
             for tensor in [*(seed for _, seed in self.seeds), *inputs]:
                 if hasattr(tensor, ATTRIBUTE):
                     delattr(tensor, ATTRIBUTE)
