@@ -29,7 +29,7 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
         if name not in parameters:
             continue  # statistics of channels that are zero and that nobody listens to
         for dim, indices in dims.items():
-            if dim == 0 and _is_direction(name, parameters):
+            if _is_direction(name, dim, parameters):
                 continue
             gone = torch.ones(parameters[name].shape[dim], dtype=torch.bool)
             gone[indices] = False
@@ -37,11 +37,12 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     return full
 
 
-def _is_direction(name: str, parameters: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is v of a weight norm g v / |v|, whose length is divided by."""
+def _is_direction(name: str, dim: int, parameters: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is v of a weight norm g v / |v|, of which every slice of ``dim`` has a length."""
     for v, g in (("weight_v", "weight_g"), ("original1", "original0")):
-        if name.endswith(v) and name.removesuffix(v) + g in parameters:
-            return True
+        lengths = parameters.get(name.removesuffix(v) + g) if name.endswith(v) else None
+        if lengths is not None:
+            return lengths.dim() > dim and lengths.shape[dim] > 1
     return False
 
 

@@ -25,7 +25,8 @@ def mask(model: nn.Module, graph: Graph, units: list[int]) -> nn.Module:
     tensors = dict([*masked.named_parameters(), *masked.named_buffers()])
     for unit in units:
         for part in graph.units[unit].slices:
-            if part.tensor.endswith("weight.original1") and part.role == "out":
+            lengths = tensors.get(part.tensor.replace("weight.original1", "weight.original0"))
+            if part.tensor.endswith("weight.original1") and lengths.shape[part.dim] > 1:
                 continue  # a direction: its length is divided by, the magnitude beside it is zeroed instead
             tensors[part.tensor].data.index_fill_(part.dim, torch.tensor(part.indices), 0)
     return masked
@@ -369,6 +370,7 @@ ROWS = [
         lambda: nn.Linear(5, 8),
         lambda n: nn.Linear(n, 3),
     ),
+    signal("weight norm by tap", "_weight_norm_interface", weight_norm(nn.Conv1d(8, 6, 3), dim=2)),
     signal("linear resize", "upsample_linear1d", nn.Upsample(scale_factor=2, mode="linear")),
     signal("batch norm 1d", "native_batch_norm", nn.BatchNorm1d(8)),
     volume("conv 3d", "convolution", nn.Conv3d(8, 6, 2)),
@@ -382,6 +384,7 @@ ROWS = [
     image("standardized weight", "native_batch_norm", Standardized(8, 6, 1), holds=True),
     linear("softmax", "_softmax", lambda h: h.softmax(-1), holds=True),
     linear("mean", "mean", lambda h: h - h.mean(-1, keepdim=True), holds=True),
+    linear("size as a tensor", "div", lambda h: h / torch.tensor(h.shape[-1]).sqrt(), holds=True),
     linear("cumsum", "cumsum", lambda h: h.cumsum(-1), holds=True),
     linear("sort", "sort", lambda h: h.sort(-1).values, holds=True),
     linear("roll", "roll", lambda h: h.roll(1, -1), holds=True),

@@ -148,6 +148,43 @@ def test_a_number_that_may_stay_is_no_obstacle() -> None:
     assert half(graph).tensors["first.weight"][0] == [0, 1, 4, 5]
 
 
+def test_a_broadcast_that_meets_nothing_may_be_of_any_size() -> None:
+    def between(m: Any, h: Tensor) -> Tensor:
+        m.seen = h.mean(1)[:, None].expand(3, m.groups)  # asked for and never used
+        return h.view(3, m.groups, -1).flatten(1)
+
+    assert half(seen(between, groups=4)).attributes["groups"] == 2
+
+
+def test_attention_as_a_function_has_its_sizes_read() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.heads = 8, 4
+            self.embed, self.last = nn.Linear(5, 8), nn.Linear(8, 2)
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x)
+            mask = torch.zeros(h.shape[1] * self.heads, h.shape[0], h.shape[0])
+            bias = torch.cat((self.q.bias, self.k.bias, self.v.bias))
+            out, _ = functional.multi_head_attention_forward(
+                h, h, h, self.width, self.heads, torch.empty(0), bias, None, None, False, 0.0,
+                self.out.weight, self.out.bias, training=False, attn_mask=mask, use_separate_proj_weight=True,
+                q_proj_weight=self.q.weight, k_proj_weight=self.k.weight, v_proj_weight=self.v.weight,
+            )  # fmt: skip
+            return self.last(out)
+
+    graph = watch(Layer().eval(), torch.randn(3, 2, 5))
+    chosen, tied = graph.balanced([unit for block in graph.blocks for unit in block.units[1::2]])
+    cut = graph.cut(chosen)
+    assert not tied
+    assert (cut.attributes["width"], cut.attributes["heads"]) == (4, 2)
+    assert len(cut.tensors["q.weight"][0]) == len(cut.tensors["embed.weight"][0]) == 4
+    with pytest.raises(CutRefusedError, match="multi_head_attention_forward"):
+        graph.cut(graph.blocks[0].units[:2])  # the width alone
+
+
 def test_one_attribute_cannot_be_two_sizes() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

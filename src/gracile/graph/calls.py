@@ -6,6 +6,7 @@ such as ``x.view(b, self.heads, -1)`` still has its traced integers and its resu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -44,7 +45,11 @@ class SizeMode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        self.book.inside = hasattr(func, "__code__")
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.book.inside = False
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self.size(args[0]) if func == _SHAPE else out
@@ -190,12 +195,13 @@ def _chunk(
     "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "pow", "add_", "sub_", "mul_", "div_",
     "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__",
     "__div__", "__rdiv__", "__pow__", "__rpow__", "__iadd__", "__isub__", "__imul__", "__idiv__",
-    "__itruediv__", "clamp", "full_like", "masked_fill",
+    "__itruediv__", "clamp", "full_like", "masked_fill", "tensor", "as_tensor", "scalar_tensor",
 )  # fmt: skip
 def _arithmetic(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     for value in (*args, *kwargs.values()):
-        if isinstance(value, Traced):
-            mode.book.used(value)
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, Traced):
+                mode.book.used(item)
 
 
 @_reads("numpy", "__array__", "tolist", "__dlpack__")
@@ -276,5 +282,18 @@ def _conv(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, An
     dim = x.dim() - int(name[-2]) - 1
     _groups(mode, name, x, dim, args[6] if len(args) > 6 else kwargs.get("groups", 1))
 
+
+@_reads("multi_head_attention_forward")
+def _attention(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
+    query, joined = given["query"], given["out_proj_weight"]
+    axis, n = mode.axes(query)[-1], query.shape[-1]
+    mode.needs(name, [given["embed_dim_to_check"]], [axis], [n])
+    _groups(mode, name, joined, 1, given["num_heads"])
+    if axis is not None:  # as many rows as the width
+        mode.book.need(name, mode.length(axis, n), mode.axes(joined)[1], n)
+
+
+_ATTENTION = list(inspect.signature(torch.nn.functional.multi_head_attention_forward).parameters)
 
 __all__ = ["SizeMode", "Traced"]

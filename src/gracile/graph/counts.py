@@ -44,6 +44,16 @@ class Counts:
         ] = {}  # by id of the axis, which is held so that it stays its own
         self._closures: dict[int, list[Need]] = {}
         self._units: dict[int, npt.NDArray[np.int32]] = {}
+        self._carried = np.zeros(labels.count, bool)
+        for place in table.places:
+            if place.labels is not None:
+                self._carried[place.labels] = True
+        self._needs = [need for need in book.needs if not self._idle(need)]
+
+    def _idle(self, need: Need) -> bool:
+        """Whether a need is for a dimension that was broadcast and met nothing since: any size will do."""
+        rows = None if isinstance(need.given, int) else self.rows(need.axis)
+        return rows is not None and bool(rows.all()) and not self._carried[rows].any()
 
     def rows(self, axis: Axis) -> Axis:
         """The axis resolved, from memory; equal axes give the same array."""
@@ -69,7 +79,7 @@ class Counts:
 
     def settle(self, dead: Mask) -> tuple[dict[int, int], list[Conflict]]:
         """New values of attributes, and the needs that cannot be met."""
-        return settle(self._book.leaves, self._book.needs, self.left(dead))
+        return settle(self._book.leaves, self._needs, self.left(dead))
 
     def involved(self, need: Need) -> npt.NDArray[np.int32]:
         """The units that a need depends on, by way of attributes too."""
@@ -87,7 +97,7 @@ class Counts:
     def _closure(self, need: Need) -> list[Need]:
         """All needs that share attributes with this one, directly or by way of others."""
         if id(need) not in self._closures:
-            attributes, chosen, waiting = attributes_in(need.given), [need], list(self._book.needs)
+            attributes, chosen, waiting = attributes_in(need.given), [need], list(self._needs)
             while True:
                 near = [n for n in waiting if attributes & attributes_in(n.given)]
                 if not near:
@@ -105,9 +115,9 @@ class Counts:
         Of every block the units named last stay first. Where no such numbers are found, the units that the
         unmet needs involve are left as they are: the cut will be refused with the reason.
         """
-        if not self._conflicts(self._book.needs, units):
+        if not self._conflicts(self._needs, units):
             return list(units), []
-        needs = [n for n in self._book.needs if len(self.involved(n))]
+        needs = [n for n in self._needs if len(self.involved(n))]
         blocks: dict[int, list[int]] = {}
         for unit in units:
             blocks.setdefault(int(self._table.block[unit]), []).append(unit)

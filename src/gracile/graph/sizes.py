@@ -99,6 +99,7 @@ class Book:
 
     def __init__(self) -> None:
         self.open = True
+        self.inside = False  # a function of torch's that is Python, where the sizes of tensors are plain
         self.leaves: list[Leaf] = []
         self.needs: list[Need] = []
         self.where: Callable[[], tuple[str, str]] = lambda: ("", "")  # module and source line
@@ -160,6 +161,8 @@ class Traced(int):
         if outcome is NotImplemented or not self.book.open or isinstance(other, bool):
             return outcome
         mine, theirs = self.expression, expression_of(other)
+        if self.book.inside and isinstance(theirs, int):
+            return outcome
         if op == "==" and isinstance(mine, Length):
             mine, theirs = theirs, mine
         module, source = self.book.where()

@@ -161,13 +161,15 @@ def mask_(model: nn.Module, graph: Graph, cut: Cut) -> None:
     magnitude is set to zero anyway.
     """
     directions = {
-        step.inputs[0].name for step in graph.steps if step.op.startswith("aten._weight_norm_interface")
+        (step.inputs[0].name, step.args[2] if len(step.args) > 2 else 0)
+        for step in graph.steps
+        if step.op.startswith("aten._weight_norm_interface")
     }
     parameters = dict(model.named_parameters())
     for name, dims in cut.tensors.items():
         if name in parameters:
             for dim, kept in dims.items():
-                if not (name in directions and dim == 0):
+                if (name, dim) not in directions:
                     gone = torch.ones(parameters[name].shape[dim], dtype=torch.bool)
                     gone[list(kept)] = False
                     parameters[name].index_fill_(dim, gone.nonzero().flatten().to(parameters[name].device), 0)
