@@ -10,7 +10,6 @@ import gc
 import multiprocessing
 import resource
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -22,9 +21,10 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from reducible import catalog, ledger, table
-from reducible.architecture import Architecture
+from reducible.architecture import Architecture, Built
 from reducible.trial import Trial, attempt
 
 RESULTS = Path(__file__).parents[2] / "results" / "coverage" / "trials.jsonl"
@@ -67,7 +67,7 @@ def main(
         auto_refresh=False,  # a thread and fork do not go together
     ) as progress:
         task = progress.add_task("trials", total=len(waiting))
-        for trial in _tried(waiting, jobs, strict):
+        for trial in tried(waiting, jobs, strict):
             ledger.append(results, trial)
             known[f"{trial.source}/{trial.name}"] = trial
             if trial.outcome != "ok":
@@ -88,9 +88,10 @@ class _Running:
     until: float
 
 
-def _tried(waiting: list[Architecture], jobs: int, strict: bool) -> Iterator[Trial]:
+def tried(waiting: list[Architecture], jobs: int, strict: bool) -> Iterator[Trial]:
     """The trials as they end."""
     queue, running = list(reversed(waiting)), list[_Running]()
+    _warm_up()
     gc.freeze()
     while queue or running:
         while queue and len(running) < jobs:
@@ -104,6 +105,17 @@ def _tried(waiting: list[Architecture], jobs: int, strict: bool) -> Iterator[Tri
             if trial is not None:
                 running.remove(one)
                 yield trial
+
+
+def _warm_up() -> None:
+    """Let torch import what it imports at first use, once and before any process is forked."""
+    torch.set_num_threads(1)
+
+    def build(batch: int) -> Built:
+        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(1), nn.Linear(64, 2)
+        return Built(nn.Sequential(*layers), (torch.randn(batch, 3, 6, 6),))
+
+    attempt(Architecture("warm-up", "study", "study", build))
 
 
 def _started(architecture: Architecture, strict: bool) -> _Running:
@@ -143,11 +155,6 @@ def _ended(one: _Running) -> Trial | None:
         return None
     one.process.join()
     return trial
-
-
-def counts(trials: list[Trial]) -> Counter[str]:
-    """How often each outcome occurred."""
-    return Counter(trial.outcome for trial in trials)
 
 
 if __name__ == "__main__":

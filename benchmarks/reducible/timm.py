@@ -16,10 +16,10 @@ from reducible.architecture import Architecture, Built
 
 FILES = {
     "beit": "beit_base_patch16_224:64:4 beitv2_base_patch16_224:64:3",
-    "byoanet": "botnet26t_256:256 eca_botnext26ts_256:256 sebotnet33ts_256:256 halonet26t:128 "
-    "haloregnetz_b:128 halo2botnet50ts_256:256 lambda_resnet26t:128 lambda_resnet26rpt_256:256",
+    "byoanet": "botnet26t_256:256 eca_botnext26ts_256:256 sebotnet33ts_256:256 halonet26t:256 "
+    "haloregnetz_b:224 halo2botnet50ts_256:256 lambda_resnet26t:128 lambda_resnet26rpt_256:256",
     "byobnet": "gernet_s repvgg_a0 mobileone_s0 resnet51q resnet33ts resnext26ts seresnext26ts gcresnext26ts "
-    "eca_resnext26ts bat_resnext26ts regnetz_b16 regnetz_b16_evos resnet50_clip_gap test_byobnet",
+    "eca_resnext26ts bat_resnext26ts:256 regnetz_b16 regnetz_b16_evos resnet50_clip_gap test_byobnet",
     "cait": "cait_xxs24_224:64:6",
     "coat": "coat_tiny coat_lite_tiny",
     "convit": "convit_tiny",

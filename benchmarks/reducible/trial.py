@@ -197,6 +197,8 @@ def _strictly(trial: Trial, wide: Built, narrow: Built, choice: _Watching) -> Tr
         reduction = _removed(narrow, choice, "keep")
     except GracileError as error:
         return replace(trial, refusals=[*trial.refusals, f"norms='keep': {_said(error)}"])
+    if not reduction.cut.tensors:
+        return replace(trial, refusals=[*trial.refusals, "norms='keep': there is a norm on every path"])
     if reduction.verdict.kind != "exact":
         return replace(trial, outcome="wrong", reason=f"norms='keep' gave {reduction.verdict.kind}")
     trial = replace(trial, left_keep=_size(reduction.model) / trial.parameters)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gracile.graph import CutRefusedError, Graph, watch
 from gracile.reduce import UnprovenError
@@ -79,6 +79,26 @@ def test_an_operator_that_touches_nothing_blames_its_module(graph: Graph) -> Non
     outcome = narrow(graph, choose, attempt)
     assert outcome.result is None
     assert [refusal.unit for refusal in outcome.refused] == ["2.1"]  # found in "2", around "2.0"
+
+
+def test_an_operator_of_the_whole_model_that_touches_nothing_blames_the_next_that_does() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.b(self.a(x))
+            return self.d(self.c(h * torch.tensor(2.0)))
+
+    graph = watch(Scaled(), torch.randn(2, 4))
+    step = next(n for n, s in enumerate(graph.steps) if s.op == "aten.lift_fresh.default")
+
+    def attempt(graph: Graph, units: Collection[int]) -> None:
+        raise UnprovenError("differs", graph, step)
+
+    outcome = narrow(graph, everything, attempt)
+    assert outcome.refused[0].unit == "b"
 
 
 def test_unknown_causes_blame_everything_chosen(graph: Graph) -> None:

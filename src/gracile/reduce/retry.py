@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from gracile.graph import CutRefusedError, Graph
+from gracile.graph import CutRefusedError, Graph, Step
 from gracile.reduce.refusal import Refusal
 from gracile.reduce.replay import UnprovenError
 
@@ -59,7 +60,7 @@ def narrow(
 
 
 def _touched(graph: Graph, units: Collection[int], number: int) -> set[int]:
-    """Which of ``units`` the step handles, or else its module, or else the module around that."""
+    """Which of ``units`` the step handles, or its module, or the modules around that, or a later step."""
     if number < 0:
         return set(units)
     chosen = np.array(sorted(units))
@@ -68,12 +69,20 @@ def _touched(graph: Graph, units: Collection[int], number: int) -> set[int]:
     while True:
         found: set[int] = set()
         for step in steps:
-            for given in (*step.inputs, *step.outputs):
-                for axis in given.labels:
-                    owners = graph.owners(axis)
-                    if owners is not None:
-                        found |= set(owners[np.isin(owners, chosen)].tolist())
+            found |= _handled(graph, step, chosen)
         if found or not path:
-            return found
+            break
         steps = [step for step in graph.steps if f"{step.module}.".startswith(f"{path}.")]
         path = path.rpartition(".")[0]
+    later = (_handled(graph, step, chosen) for step in graph.steps[number:])  # where a wrong number is used
+    return found or next(filter(None, later), set())
+
+
+def _handled(graph: Graph, step: Step, chosen: npt.NDArray[np.int64]) -> set[int]:
+    found: set[int] = set()
+    for given in (*step.inputs, *step.outputs):
+        for axis in given.labels:
+            owners = graph.owners(axis)
+            if owners is not None:
+                found |= set(owners[np.isin(owners, chosen)].tolist())
+    return found
