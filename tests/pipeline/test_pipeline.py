@@ -10,7 +10,7 @@ from msgspec import json as codec
 from torch import nn
 
 from gracile.cost import count
-from gracile.errors import RefusedError, UsageError
+from gracile.errors import UsageError
 from gracile.files import read_json, write_json
 from gracile.pipeline import Outcome, Plan, publish, slim, summarize
 from gracile.pipeline.outcome import layers
@@ -188,13 +188,17 @@ def test_networks_without_multiply_accumulates_have_a_page(journey, tmp_path, ca
         assert "MACs" in capsys.readouterr().out
 
 
-def test_nothing_left_is_said(journey):
+def test_a_layer_that_died_altogether_is_told(journey):
     splits = journey[1]
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
     for parameter in (*model[1].parameters(), model[3].weight):
         nn.init.zeros_(parameter)
-    with pytest.raises(RefusedError, match="lower the strength"):
-        slim(model, splits, classification(), Plan(dense=0, learn=1), title="", progress=False)
+    plan = Plan(dense=0, learn=1, tune=0, latency_batches=(1,))
+    reduced, outcome = slim(model, splits, classification(), plan, title="", progress=False)
+    assert reduced[1].out_features == 1
+    [line] = outcome.refused
+    assert "one unit of 1" in line
+    assert "lower the strength" in line
 
 
 def test_nothing_dead_is_said(journey):

@@ -106,7 +106,7 @@ def measure(
     disturbed = dict.fromkeys(calls, 0)
     order = list(calls)
     shuffle = random.Random(seed).shuffle
-    with _quiet(threads), torch.inference_mode():
+    with quiet(threads), torch.inference_mode():
         repeats = {name: _calibrate(call, timer) for name, call in calls.items()}
         for turn in range(rounds + 1):
             shuffle(order)
@@ -128,6 +128,17 @@ def time_on_wall(call: Call, repeats: int) -> float:
     for _ in range(repeats):
         call()
     return time.perf_counter() - start
+
+
+def time_on_thread(call: Call, repeats: int) -> float:
+    """Processor seconds of this thread for ``repeats`` calls: what else the machine runs is not in them.
+
+    Only for work on one thread of a CPU; what other threads do for it would be missed.
+    """
+    start = time.thread_time()
+    for _ in range(repeats):
+        call()
+    return time.thread_time() - start
 
 
 def time_on_stream(call: Call, repeats: int) -> float:
@@ -206,7 +217,7 @@ def _bind(function: Callable[..., object], inputs: Sequence[Any]) -> Call:
 
 
 @contextmanager
-def _quiet(threads: int) -> Iterator[None]:
+def quiet(threads: int) -> Iterator[None]:
     before, collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,11 +1,32 @@
 """The journey of a network, end to end: trained, made sparse by groups, cut, fine-tuned, measured.
 
-:func:`slim` composes what the packages below offer, for people who want the result; the outcome is
-plain data that is written to JSON and shown as a page or on the terminal.
+:func:`slim` learns which units are not needed, :func:`slim_to` cuts down to a budget, and :func:`to_latency`
+fits any network to a latency measured on this machine, without training. The outcome is plain data that is
+written to JSON and shown as a page or on the terminal.
 """
 
+from gracile.pipeline.budget import Budget
+from gracile.pipeline.journey import Plan
+from gracile.pipeline.latency import Fitted, Scouted, fit_to, scout, to_latency
 from gracile.pipeline.outcome import Latency, Layer, Outcome, Snapshot
 from gracile.pipeline.present import publish, summarize
-from gracile.pipeline.slim import Plan, slim
+from gracile.pipeline.rounds import slim_to
+from gracile.pipeline.slim import slim
 
-__all__ = ["Latency", "Layer", "Outcome", "Plan", "Snapshot", "publish", "slim", "summarize"]
+__all__ = [
+    "Budget",
+    "Fitted",
+    "Latency",
+    "Layer",
+    "Outcome",
+    "Plan",
+    "Scouted",
+    "Snapshot",
+    "fit_to",
+    "publish",
+    "scout",
+    "slim",
+    "slim_to",
+    "summarize",
+    "to_latency",
+]

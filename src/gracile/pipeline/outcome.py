@@ -78,6 +78,7 @@ class Outcome:
         verdict: what that equality was measured against.
         refused: why something that could have gone was kept.
         environment: the machine.
+        asked: for a budget, what was asked and what was measured.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Outcome:
     verdict: str
     refused: tuple[str, ...]
     environment: Environment
+    asked: str = ""
 
 
 def snapshot(score: float, cost: Cost) -> Snapshot:

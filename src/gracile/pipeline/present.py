@@ -32,7 +32,7 @@ def publish(outcome: Outcome, path: str | Path) -> Path:
         Section("What was gained, and what was lost", (gains(outcome), *_caveats(outcome))),
         Section("What is left of every layer", (_widths(outcome), _layers(outcome))),
         Section("Measured latency", _timed(outcome)),
-        Section("How it learned", (training_curve(dict(outcome.histories), _STAGES),)),
+        Section("How it learned", (training_curve(dict(outcome.histories), _stages(outcome)),)),
         Section(
             "How to do it again",
             (
@@ -47,6 +47,10 @@ def publish(outcome: Outcome, path: str | Path) -> Path:
 def summarize(outcome: Outcome) -> None:
     """Print what was gained and lost on one screen."""
     console(outcome.title, [Section("", (gains(outcome), *_caveats(outcome)))])
+
+
+def _stages(outcome: Outcome) -> str:
+    return _LEARNED if "structure" in dict(outcome.histories) else _CHOSEN
 
 
 def gains(outcome: Outcome) -> KeyFigures:
@@ -71,7 +75,8 @@ def gains(outcome: Outcome) -> KeyFigures:
     return KeyFigures(tuple(figures))
 
 
-_STAGES = "The dense network, then the same under group Lasso, then what was left of it."
+_LEARNED = "The dense network, then the same under group Lasso, then what was left of it."
+_CHOSEN = "The dense network, then what was left of it after every cut."
 
 
 def _fewer(label: str, before: float | None, after: float | None, unit: str = "") -> KeyFigure:
@@ -104,7 +109,8 @@ def _caveats(outcome: Outcome) -> tuple[Block, ...]:
         f"network it was cut from by at most {outcome.equality:.1e} of their size ({outcome.verdict})."
     )
     kept = tuple(Text(f"Kept: {reason}", warning=True) for reason in outcome.refused[:8])
-    return (Text(proof), *kept)
+    asked = (Text(f"Budget: {outcome.asked}."),) if outcome.asked else ()
+    return (*asked, Text(proof), *kept)
 
 
 def _widths(outcome: Outcome) -> Block:

@@ -27,6 +27,15 @@ def dead(graph: Graph, model: nn.Module, threshold: float = 0.0) -> list[int]:
     >>> dead(watch(model, torch.zeros(1, 4)), model)
     [1]
     """
+    gone = silent(graph, model, threshold)
+    for block in graph.blocks:
+        if gone[list(block.units)].all():
+            gone[block.units[0]] = False
+    return gone.nonzero().flatten().tolist()
+
+
+def silent(graph: Graph, model: nn.Module, threshold: float = 0.0) -> Tensor:
+    """Which units are dead in the sense of :func:`dead`, all of a block included; truth values (units,)."""
     if not threshold >= 0:
         raise UsageError("choosing dead units", got=f"threshold {threshold}", expected="a number >= 0")
     parameters = effective(model)
@@ -47,11 +56,7 @@ def dead(graph: Graph, model: nn.Module, threshold: float = 0.0) -> list[int]:
         speaks = ~(largest.cpu() <= threshold)
         seen[role][owner[owned]] = True
         alive[role][owner[owned & speaks]] = True
-    gone = (seen["out"] & ~alive["out"]) | (seen["in"] & ~alive["in"])
-    for block in graph.blocks:
-        if gone[list(block.units)].all():
-            gone[block.units[0]] = False
-    return gone.nonzero().flatten().tolist()
+    return (seen["out"] & ~alive["out"]) | (seen["in"] & ~alive["in"])
 
 
 def smallest(
