@@ -218,3 +218,39 @@ def test_resolving_many_is_resolving_each() -> None:
 def test_room_grows(n: int) -> None:
     labels = Labels()
     assert len({int(x) for _ in range(3) for x in labels.fresh(n)[:, 0]}) == 3 * n
+
+
+def test_what_is_held_holds_its_likes_and_those_they_meet() -> None:
+    labels = Labels()
+    mirrored = labels.fresh(4)
+    labels.unify(mirrored, mirrored[::-1])
+    pinned, last = labels.fresh(2), labels.fresh(2)
+    labels.pin(pinned)
+    labels.unify(mirrored, np.concatenate((pinned, last)))  # 0 and 1 are held, so 3 and 2 are, so `last` is
+    assert labels.resolve(mirrored) is None
+    assert labels.resolve(last) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_what_has_met_lives_and_dies_together(seed: int) -> None:
+    """Any axes, in part the same labels, in part held, of one or two columns, after any reshape."""
+    random = np.random.default_rng(seed)
+    labels = Labels()
+    pool = labels.fresh(10)
+    pairs: list[tuple[Axis, Axis]] = []
+    for _ in range(random.integers(1, 4)):
+        a, b = (pool[random.integers(0, 10, (6, random.integers(1, 3))), 0].astype(np.int32) for _ in "ab")
+        if random.random() < 0.4:
+            labels.pin(a[: random.integers(1, 4)])
+        if random.random() < 0.4:
+            reshape(labels, [labels.fresh(6)], (6,), (2, 3))
+            rows = reshape(labels, reshape(labels, [b], (6,), (3, 2)), (3, 2), (6,))
+            b = rows[0] if rows[0] is not None else b
+        labels.unify(a, b)
+        pairs.append((a, b))
+    for _ in range(5):
+        dead = random.random(labels.count) < 0.3
+        dead[0] = False
+        for a, b in pairs:
+            assert np.array_equal(lives(labels, a, 6, dead), lives(labels, b, 6, dead))

@@ -173,24 +173,24 @@ class Labels:
         """Index i of a lives exactly if index i of b lives. Returns the axis both have become."""
         if a is b:
             return a
-        before, (x, y) = (a, b), (self.resolve(a), self.resolve(b))
-        if x is None or y is None:
-            self.pin(x)
-            self.pin(y)
-            return None
-        held_x, held_y = ~x.any(1), ~y.any(1)
-        if held_x.any() or held_y.any():  # an index that is held on one side holds the other side
-            self.pin(x[held_y])
-            self.pin(y[held_x])
-            free = ~(held_x | held_y)
-            x, y = self.resolve(x[free]), self.resolve(y[free])
+        x, y = self.resolve(a), self.resolve(b)
+        while True:
             if x is None or y is None:
-                return before[0]
+                self.pin(x)
+                self.pin(y)
+                return None if self.resolve(a) is None else a
+            held_x, held_y = ~x.any(1), ~y.any(1)
+            if not held_x.any() and not held_y.any():
+                break
+            self.pin(x[held_y])  # an index that is held on one side holds the other side,
+            self.pin(y[held_x])
+            free = ~(held_x | held_y)  # and perhaps others, which are the same
+            x, y = self.resolve(x[free]), self.resolve(y[free])
         if x.shape[1] == y.shape[1] == 1:
             self.union(x[:, 0], y[:, 0])
         else:
             self._unify_rows(x, y)
-        return before[0]
+        return a
 
     def _unify_rows(self, x: Ints, y: Ints) -> None:
         left, right = list(x.T), list(y.T)
