@@ -12,6 +12,7 @@ SOURCES = {
     "timm": "reducible.timm",
     "transformers": "reducible.transformers",
     "hand": "reducible.edge_cases",
+    "random": "reducible.programs",
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gracile.graph import watch
+from gracile.graph import CutRefusedError, watch
 
 
 class Read(nn.Module):
@@ -38,3 +38,13 @@ def test_one_step_shows_the_same_units_as_many(layer: nn.RNNBase, width: int) ->
         return {frozenset((s.tensor, s.dim, s.indices) for s in unit.slices) for unit in graph.units}
 
     assert units(one) == units(many)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_projection_may_not_become_as_wide_as_the_state() -> None:
+    """torch's kernel tells a projected LSTM from another by the widths of its states."""
+    graph = watch(Read(nn.LSTM(4, 6, proj_size=3), 3), torch.zeros(5, 2, 4))
+    states = next(block.units for block in graph.blocks if len(block.units) == 6)
+    graph.cut(states[:2])
+    with pytest.raises(CutRefusedError, match="the same outcome as before"):
+        graph.cut(states[:3])

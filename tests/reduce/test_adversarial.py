@@ -315,3 +315,21 @@ def test_lengths_that_cannot_be_shuffled(masked: Callable[[nn.Module, Cut], nn.M
         torch.testing.assert_close(
             reduction.model(x, lengths), masked(model, reduction.cut)(x, lengths), rtol=1e-9, atol=1e-12
         )
+
+
+def test_a_sum_over_what_is_not_zero_counts() -> None:
+    """A removed unit says sigmoid(0) = 1/2 in the masked network and nothing in the narrower one."""
+    torch.manual_seed(0)
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x)
+        return m.b(h * m.s(h).sigmoid().sum(-1, keepdim=True))
+
+    model = Toy(run, a=a(), s=nn.Linear(8, 12), b=b()).double()
+    x = torch.randn(4, 6).double()
+    reduction = remove(model, x, units=partial(random_units, fraction=0.5))
+    assert reduction.verdict.kind == "renormalized"
+    assert reduction.model.s.out_features == 6
+    strict = remove(model, x, units=partial(random_units, fraction=0.5), norms="keep")
+    assert strict.verdict.kind == "exact"
+    assert strict.model.s.out_features == 12

@@ -1,4 +1,4 @@
-"""Hand-written networks: half of every block goes and the rest is right, or the line that forbids it is named."""
+"""Hand-written networks: half of every block goes and the rest is right, or the line in the way is named."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from gracile.graph.labels import Axis
 from gracile.graph.rules.registry import Site, operand
-from gracile.graph.sizes import Apply, Book, Length, Traced, traced
+from gracile.graph.sizes import Apply, Book, Length, Need, Traced, traced
 
 Reader = Callable[["SizeMode", str, tuple[Any, ...], dict[str, Any], Any], None]
 READERS: dict[str, Reader] = {}
@@ -151,6 +151,15 @@ def _interleave(
         axes, n = mode.axes(out), out.shape[dim]
         _, repeat = mode.site.reshape([axes[dim]], [n], [n // int(times), int(times)])
         mode.needs(name, [times], [repeat], [int(times)])
+
+
+@_reads("lstm")
+def _lstm(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """The kernel takes states of different widths for a projection, and of equal widths for none."""
+    h, c = next(item for item in args if isinstance(item, (list, tuple)))
+    if h.shape[-1] != c.shape[-1]:
+        widths = (Length(mode.axes(x)[-1], x.shape[-1]) for x in (h, c))
+        mode.book.needs.append(Need(Apply("==", *widths), None, 0, "comparison", *mode.book.where()))
 
 
 @_reads("unfold")

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gracile.errors import RefusedError
 from gracile.graph import Graph, Operand, Step
 from gracile.graph.labels import Axis
+from gracile.graph.rules.registry import tensors_of
 from gracile.reduce.apply import take
 
 # Operators that run over a whole dimension and take a zero for nothing.
@@ -74,7 +75,8 @@ class Replay(TorchDispatchMode):
         survivors: what stays.
         visit: called after every step with its number, the step, its arguments and its output tensors.
 
-    After the run ``counted`` tells whether any operator counted over an axis that loses indices; sums do not.
+    After the run ``counted`` tells whether any operator counted over an axis that loses indices; a sum over
+    zeros does not.
     """
 
     def __init__(self, graph: Graph, survivors: Survivors, visit: Visit | None = None) -> None:
@@ -88,7 +90,7 @@ class Replay(TorchDispatchMode):
     ) -> Any:
         step = in_step(self.graph, self.number, func)
         out = func(*args, **(kwargs or {}))
-        if step.counted and not func._schema.is_mutable and not adds(step) and self._loses(step, args):
+        if step.counted and not func._schema.is_mutable and self._loses(step, args, kwargs or {}):
             self.counted = True
             self._on_kept(func, step, args, kwargs or {}, out)
         self.number += 1
@@ -96,8 +98,10 @@ class Replay(TorchDispatchMode):
             self.visit(self.number - 1, step, args, tensors_in(out))
         return out
 
-    def _loses(self, step: Step, args: tuple[Any, ...]) -> bool:
+    def _loses(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         inputs = step.inputs
+        if adds(step) and self._silent(step, tensors_of((*args, *kwargs.values()))):
+            return False
         if step.op == "aten.native_group_norm.default":  # groups that go as a whole take nothing from others
             kept = self.survivors.of(inputs[0].labels[1])
             inner = args[4] // args[6]
@@ -106,6 +110,14 @@ class Replay(TorchDispatchMode):
         return any(
             self.survivors.of(inputs[position].labels[dim]) is not None for position, dim in step.counted
         )
+
+    def _silent(self, step: Step, tensors: list[Tensor]) -> bool:
+        """Whether there are zeros wherever something goes."""
+        for position, dim in step.counted:
+            x, kept = tensors[position], self.survivors.of(step.inputs[position].labels[dim])
+            if kept is not None and bool(x.index_fill(dim, kept.to(x.device), 0).any()):
+                return False
+        return True
 
     def _on_kept(
         self, func: OpOverload, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
