@@ -123,6 +123,12 @@ def counted(h: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(h[None], h[None], h[None])[0]
 
 
+def decomposed(h: Tensor) -> Tensor:
+    """With a dimension more than the fused kernels take."""
+    wide = h[None, None, None]
+    return functional.scaled_dot_product_attention(wide, wide, wide)[0, 0, 0]
+
+
 def channels_last(h: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(h.contiguous(memory_format=torch.channels_last), 1)
 
@@ -142,6 +148,11 @@ class Standardized(nn.Conv2d):
         flat = self.weight.reshape(1, self.weight.shape[0], -1)
         weight = functional.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
         return functional.conv2d(x, weight, self.bias)
+
+
+def weighted(h: Tensor) -> Tensor:
+    weights = torch.arange(1, 5, dtype=h.dtype).repeat(h.shape[-1])
+    return (h.mT.flatten(1) * weights).view(2, -1, 4).mT
 
 
 def windowed(h: Tensor) -> Tensor:
@@ -300,6 +311,7 @@ ROWS = [
         "_embedding_bag_forward_only",
         lambda h: functional.embedding_bag(torch.tensor([[0, 1], [2, 0]]), h[0], mode="max"),
     ),
+    linear("constants repeated for every unit", "repeat", weighted),
     linear("every other unit", "slice", lambda h: h[..., ::2] * h[..., 1::2].sigmoid()),
     linear("overlapping windows of time", "as_strided", windowed),
     linear("a product for each group of rows", "_grouped_mm", Grouped(8, 16), close=1e-4),
@@ -389,7 +401,8 @@ ROWS = [
     linear("sort", "sort", lambda h: h.sort(-1).values, holds=True),
     linear("roll", "roll", lambda h: h.roll(1, -1), holds=True),
     linear("argmax", "argmax", lambda h: h * (h.argmax(-1, keepdim=True) > 2), holds=True),
-    linear("select", "select", lambda h: h * h[..., 3].unsqueeze(-1), holds=True),
+    linear("select", "select", lambda h: h * h[..., 1].unsqueeze(-1)),
+    linear("select the last", "select", lambda h: h * h[..., -2].unsqueeze(-1)),
     linear("strided slice that leaves a rest", "slice", lambda h: h[..., 1:6:2], holds=True),
     linear(
         "overlapping windows of units",
@@ -401,6 +414,7 @@ ROWS = [
     linear("index", "index", lambda h: h[..., torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])], holds=True),
     linear("boolean index", "index", lambda h: h[h.abs() >= 0].view(h.shape), holds=True),
     linear("fft", "_fft_r2c", lambda h: torch.fft.rfft(h).abs(), holds=True),
+    linear("attention that decomposes", "_softmax", decomposed, holds=True),
     linear("attention that counts", "_scaled_dot_product_flash_attention_for_cpu", counted, holds=True),
 ]
 

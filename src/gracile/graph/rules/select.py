@@ -65,7 +65,9 @@ def narrow(at: Site, out: Tensor, x: Tensor, dim: int, start: int, length: int) 
 @rule("select", "select_copy")
 def select(at: Site, out: Tensor, x: Tensor, dim: int, index: int) -> Axes:
     axes = at.axes(x)
-    at.pin(axes.pop(dim))
+    axis = axes.pop(dim)
+    if axis is not None:  # what is in front of the index, or behind one from the end, gives it its number
+        at.pin(axis[: index + 1] if index >= 0 else axis[index:])
     return axes
 
 
