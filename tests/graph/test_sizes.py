@@ -80,6 +80,7 @@ def test_an_attribute_in_a_view_follows() -> None:
         (lambda m, h: h + torch.full((m.width,), 2.0), {"width": 8}, {"width": 4}),
         (lambda m, h: h * h.sum(1, keepdim=True).expand(3, m.width), {"width": 8}, {"width": 4}),
         (lambda m, h: h * h.sum(1, keepdim=True).repeat(1, m.width), {"width": 8}, {"width": 4}),
+        (lambda m, h: h * torch.arange(2.0).repeat(m.times), {"times": 4}, {"times": 2}),
         (lambda m, h: functional.layer_norm(h, (m.width,)), {"width": 8}, {"width": 4}),
         (lambda m, h: functional.group_norm(h, m.groups), {"groups": 4}, {"groups": 2}),
         (lambda m, h: h if h.size(-1) == m.width else h.nothing(), {"width": 8}, {"width": 4}),

@@ -137,8 +137,8 @@ def _repeat(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, 
     times, x = _flat(args[1:]), args[0]
     before = [1] * (out.dim() - x.dim()) + list(x.shape)
     for value, n, axis, m in zip(times, before, mode.axes(out), out.shape, strict=True):
-        if n == 1:
-            mode.needs(name, [value], [axis], [m])
+        copies = mode.site.reshape([axis], [m], [m // n, n])[:1] if n and m > n else [None]
+        mode.needs(name, [value], copies, [m // max(n, 1)])
 
 
 @_reads("repeat_interleave")
@@ -211,6 +211,15 @@ def _arithmetic(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[s
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, Traced):
                 mode.book.used(item)
+
+
+@_reads("scaled_dot_product_attention")
+def _attention(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Where it decomposes, 1 / sqrt(width) is a mere number by the time an operator sees it."""
+    if kwargs.get("scale") is None:
+        axis = mode.axes(args[0] if args else kwargs["query"])[-1]
+        if axis is not None:
+            mode.book.pin(axis, "its length scales the attention")
 
 
 @_reads("numpy", "__array__", "tolist", "__dlpack__")
@@ -293,8 +302,8 @@ def _conv(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 @_reads("multi_head_attention_forward")
-def _attention(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
+def _heads(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
     query, joined = given["query"], given["out_proj_weight"]
     axis, n = mode.axes(query)[-1], query.shape[-1]
     mode.needs(name, [given["embed_dim_to_check"]], [axis], [n])
@@ -303,6 +312,6 @@ def _attention(mode: SizeMode, name: str, args: tuple[Any, ...], kwargs: dict[st
         mode.book.need(name, mode.length(axis, n), mode.axes(joined)[1], n)
 
 
-_ATTENTION = list(inspect.signature(torch.nn.functional.multi_head_attention_forward).parameters)
+_ARGUMENTS = list(inspect.signature(torch.nn.functional.multi_head_attention_forward).parameters)
 
 __all__ = ["SizeMode", "Traced"]

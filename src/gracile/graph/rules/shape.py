@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from gracile.graph.rules.registry import Axes, Site, nothing, rule
@@ -54,10 +53,8 @@ def repeat(at: Site, out: Tensor, x: Tensor, repeats: Sequence[int]) -> Axes:
     shape = [1] * (out.dim() - x.dim()) + list(x.shape)
     result: Axes = []
     for axis, n, times in zip(axes, shape, repeats, strict=True):
-        if n == 1:
-            result.append(at.fresh(times))
-        else:
-            result.append(axis if axis is None or times == 1 else np.tile(axis, (times, 1)))
+        # an index lives if its copy and its number do; that of a copy tells nothing, as in a broadcast
+        result += at.reshape([at.fresh(times), axis], [times, n], [times * n]) if times else [None]
     return result
 
 
