@@ -333,3 +333,18 @@ def test_a_sum_over_what_is_not_zero_counts() -> None:
     strict = remove(model, x, units=partial(random_units, fraction=0.5), norms="keep")
     assert strict.verdict.kind == "exact"
     assert strict.model.s.out_features == 12
+
+
+def test_called_in_inference_mode() -> None:
+    """Operators come whole there, and what is made there cannot be trained; neither happens."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.b(torch.einsum("bi,io->bo", m.a(x), m.c.weight).relu())
+
+    torch.manual_seed(0)
+    model = Toy(run, a=a(), c=nn.Linear(8, 8), b=b())
+    with torch.inference_mode():
+        reduction = remove(model, torch.randn(4, 6), units=partial(random_units, fraction=0.5))
+    assert reduction.model.a.out_features == 4
+    reduction.model(torch.randn(4, 6)).sum().backward()
+    assert reduction.model.a.weight.grad is not None

@@ -25,6 +25,7 @@ def still(model: nn.Module) -> Iterator[None]:
         if gc.isenabled():  # the pass makes no cycles, and one sweep through all of torch takes longer
             stack.callback(gc.enable)
             gc.disable()
+        stack.enter_context(torch.inference_mode(False))  # where operators come whole, not in parts
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng())
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())

@@ -61,6 +61,7 @@ class Reduction:
                 tensors[name].copy_(take(value, {dim: torch.tensor(list(i)) for dim, i in kept.items()}))
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained any more
 def remove(
     model: nn.Module,
     *inputs: Any,
