@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gracile.graph.alike import tie_alike
 from gracile.graph.attributes import plain_tensors
 from gracile.graph.labels import Axis, Labels
 from gracile.graph.records import Axes, Call, Operand, Reason, Step
@@ -195,6 +196,12 @@ class Observer(TorchDispatchMode):
         for _, seed in self.seeds:
             if seed.untyped_storage().data_ptr() == start and id(seed) not in self._written:
                 self._written[id(seed)] = (seed, seed.clone())
+
+    def tie_alike(self, model: nn.Module) -> None:
+        """Tie modules that were not called to others like them that were."""
+        self._because(Reason("not called, as others like it were"))
+        touched = {given.name for step in self.steps for given in step.inputs if given.name is not None}
+        tie_alike(model, touched, self.labels)
 
     def finish(self, output: object, selected: object) -> None:
         """Pin what is selected of what the model returns, and take the labels off all of it."""

@@ -57,6 +57,7 @@ def watch(
             with SizeMode(book, observer.site):
                 output = _called(model, inputs, named)
             observer.finish(output, _selected(model, outputs, output))
+            observer.tie_alike(model)
     finally:
         observer.source.top = None
     return Graph(
