@@ -69,7 +69,7 @@ def by_taylor(model: Net, unit: int) -> float:
     for x in INPUTS:
         model.zero_grad()
         loss(model, x).backward()
-        total += abs(sum(float((p[at] * p.grad[at]).sum()) for p, at in parts(model, unit)))
+        total += abs(sum(float((p.detach()[at] * p.grad[at]).sum()) for p, at in parts(model, unit)))
     model.zero_grad()
     return total / len(INPUTS)
 
