@@ -153,7 +153,8 @@ class Whole(nn.Module):
         "softmax", "center", "normalize", "root", "sum", "flip", "flip and add", "roll", "cumsum",
         "sort", "order", "largest", "first", "pad", "write", "write halves", "mask", "mask number",
         "outer", "cosine", "strided", "repeat", "interleave", "numbers", "stack", "gate by part",
-        "count",
+        "count", "one", "last", "tile", "expand", "drop first", "windows", "turned parts", "unbound",
+        "pairs", "own sum",
     )  # fmt: skip
 
     def __init__(self, random: Random, n: int, dim: int) -> None:
@@ -165,7 +166,8 @@ class Whole(nn.Module):
         self.table = torch.rand(n) + 0.5  # nobody registered it
 
     def out(self, n: int) -> int:
-        return {"pad": n + 2, "repeat": 2 * n, "interleave": 2 * n, "strided": (n + 1) // 2}.get(self.kind, n)
+        sizes = {"pad": n + 2, "strided": (n + 1) // 2, "drop first": n - 1, "windows": n // 2 * 2}
+        return 2 * n if self.kind in ("repeat", "interleave", "tile", "expand") else sizes.get(self.kind, n)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x.movedim(self.dim, -1)).movedim(-1, self.dim)
@@ -231,7 +233,31 @@ class Whole(nn.Module):
             return torch.stack([x, x.relu()], -1).sum(-1)
         if kind == "gate by part":
             return x * x[..., : n // 2].sigmoid().mean(-1, keepdim=True)
-        return x * self.table
+        if kind == "count":
+            return x * self.table
+        return self.moved(x)
+
+    def moved(self, x: Tensor) -> Tensor:
+        kind, n = self.kind, x.shape[-1]
+        if kind == "one":
+            return x + x[..., 1].unsqueeze(-1).tanh()
+        if kind == "last":
+            return x * x[..., -1:].sigmoid()
+        if kind == "tile":
+            return x.repeat(*[1] * (x.dim() - 1), 2)
+        if kind == "expand":
+            return x.unsqueeze(-2).expand(*x.shape[:-1], 2, n).flatten(-2)
+        if kind == "drop first":
+            return x[..., 1:] if n > 1 else x
+        if kind == "windows":
+            return x.unfold(-1, 2, 2).relu().flatten(-2)
+        if kind == "turned parts":
+            return torch.cat(x.chunk(3, -1)[::-1], -1)
+        if kind == "unbound":
+            return torch.stack([y * 2 for y in x.unbind(-1)], -1)
+        if kind == "pairs" and n % 2 == 0:
+            return x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        return x + torch.einsum("...i,...i->...", x, x.tanh()).unsqueeze(-1)
 
 
 def across(random: Random, n: int, dim: int) -> tuple[Whole, int]:
