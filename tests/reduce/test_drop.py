@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from gracile.errors import RefusedError, UsageError
 from gracile.graph import droppable, watch
-from gracile.reduce import Bypass, Silent, dead_blocks, drop, load, remove, save, smallest
+from gracile.reduce import Bypass, Silent, dead_blocks, drop, export_onnx, load, remove, save, smallest
 
 
 class Basic(nn.Module):
@@ -183,6 +184,25 @@ def test_refusals(resnet: ResNet, images: Tensor) -> None:
     result = drop(resnet, images, blocks=["blocks.1", "blocks.0"])
     assert [refusal.unit for refusal in result.refused] == ["blocks.1"]
     assert list(result.cut.dropped) == ["blocks.0"]
+
+
+def test_all_but_the_last_way_from_input_to_output() -> None:
+    """Only the class token is read: without any attention nothing of the input reaches it."""
+
+    class Token(ViT):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([torch.ones(len(x), 1, 8, dtype=x.dtype), self.embed(x)], 1)
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(x[:, 0])
+
+    torch.manual_seed(0)
+    model, x = randomized(Token()), torch.randn(2, 6, 5, dtype=torch.float64)
+    result = drop(model, x, blocks=["layers.0", "layers.1", "layers.2"])
+    assert list(result.cut.dropped) == ["layers.0", "layers.1"]
+    [refusal] = result.refused
+    assert refusal.unit == "layers.2"
+    assert "no longer depends on the input" in refusal.reason
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -377,6 +397,24 @@ def test_explicit_attention_that_is_dropped_later(tmp_path: Path) -> None:
     assert depth.cut.dropped["1.self_attn"].attention == ["1.self_attn"]
     save(tmp_path, depth.model, width.cut, depth.cut)
     assert torch.equal(load(tmp_path, make())(x), depth.model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+@torch.no_grad()
+def test_what_is_left_compiles_and_exports(resnet: ResNet, images: Tensor, tmp_path: Path) -> None:
+    nn.init.zeros_(resnet.blocks[2].conv2.weight)
+    vit, x = randomized(ViT()).float(), torch.randn(2, 6, 5)
+    nn.init.zeros_(vit.layers[0].mlp[2].weight)
+    cases = [(drop(resnet.float(), images.float()).model, images.float()), (drop(vit, x).model, x)]
+    for model, example in cases:
+        want = model(example)
+        torch.compiler.reset()
+        compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+        torch.testing.assert_close(compiled(example), want)
+        program = torch.export.export(model, (example,))
+        torch.testing.assert_close(program.module()(example), want)
+        if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+            export_onnx(tmp_path / "m.onnx", model, example)
 
 
 def _hf(name: str) -> nn.Module:

@@ -9,6 +9,7 @@ from gracile.reduce.attention import Attention, make_attention_explicit_
 from gracile.reduce.budget import Limits, parameters_left, within
 from gracile.reduce.bypass import Bypass, Silent
 from gracile.reduce.drop import drop
+from gracile.reduce.export import export_onnx
 from gracile.reduce.fold import Fold, fold
 from gracile.reduce.importance import Importance, activation, batch_norm_scale, magnitude, taylor
 from gracile.reduce.refusal import Refusal
@@ -36,6 +37,7 @@ __all__ = [
     "dead",
     "dead_blocks",
     "drop",
+    "export_onnx",
     "fold",
     "load",
     "magnitude",

@@ -88,17 +88,15 @@ def drop(
         result = attempt(chosen) if chosen else None
     except UnprovenError as error:
         able: list[Detour] = []
-        for detour in chosen if len(chosen) > 1 else ():
+        for detour in chosen if len(chosen) > 1 else ():  # as many as can go together
             try:
-                attempt([detour])
-            except UnprovenError as alone:
-                refused.append(_refusal(graph, detour, alone.reason))
+                result = attempt([*able, detour])
+            except UnprovenError as this:
+                refused.append(_refusal(graph, detour, this.reason))
             else:
                 able.append(detour)
-        if 0 < len(able) < len(chosen):
-            result = attempt(able)
-        elif not refused or able:
-            refused += [_refusal(graph, detour, error.reason) for detour in chosen]
+        if len(chosen) == 1:
+            refused.append(_refusal(graph, chosen[0], error.reason))
     if result is not None:
         return replace(result, refused=tuple(refused))
     if refused:
