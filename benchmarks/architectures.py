@@ -167,3 +167,41 @@ def resnet18_cifar(classes: int = 10) -> nn.Module:
         layers += [BasicBlock(before, after, 1 if after == 64 else 2), BasicBlock(after, after, 1)]
         before = after
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+class InvertedResidual(nn.Module):
+    """Wider 1x1, depthwise 3x3, narrow 1x1 convolution; a shortcut where shapes allow."""
+
+    def __init__(self, before: int, after: int, stride: int, wider: int) -> None:
+        super().__init__()
+        inner = before * wider
+        layers: list[nn.Module] = []
+        if wider > 1:
+            layers += [nn.Conv2d(before, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6()]
+        layers += [
+            nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, after, 1, bias=False),
+            nn.BatchNorm2d(after),
+        ]
+        self.body = nn.Sequential(*layers)
+        self.shortcut = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.shortcut else self.body(x)
+
+
+def mobilenet_v2(classes: int = 1000) -> nn.Module:
+    """MobileNetV2 of width 1 (3.5 M parameters)."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()]
+    before = 32
+    for wider, after, depth, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):  # fmt: skip
+        for number in range(depth):
+            layers.append(InvertedResidual(before, after, 1 if number else stride, wider))
+            before = after
+    layers += [nn.Conv2d(before, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, classes))

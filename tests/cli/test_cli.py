@@ -39,6 +39,37 @@ def test_reduce_leaves_everything_behind(folder):
     assert outcome["after"]["parameters"] < outcome["before"]["parameters"]
 
 
+def test_reduce_to_a_budget(tmp_path):
+    out = tmp_path / "run"
+    budget = ["--parameters", "0.3", "--importance", "activation", "--protect", "fc*", "--rounds", "2"]
+    short = ["--dataset", "digits", "--dense", "1", "--tune", "2"]
+    result = run("reduce", *short, *budget, "-o", out)
+    assert result.exit_code == 0
+    assert "asked 30.0% of parameters" in " ".join(result.output.split())
+    outcome = json.loads((out / "outcome.json").read_text())
+    assert outcome["after"]["parameters"] <= 0.3 * outcome["before"]["parameters"]
+    with pytest.raises(UsageError, match="budget"):
+        run("reduce", *short, "--parameters", "0.4", "-o", out)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--latency", "5ms", "--macs", "0.5"], "--latency with --macs"),
+        (["--macs", "0.5", "--strength", "0.1"], "--macs with --strength"),
+        (["--rounds", "2"], "--rounds without a budget"),
+        (["--latency", "soon"], "a time like 5ms"),
+        (["--macs", "1.5"], "between 0 and 1"),
+        (["--macs", "0.5", "--protect", "nowhere"], "nowhere"),
+        (["--latency", "1us"], "narrowest network"),
+    ],
+    ids=str,
+)
+def test_budgets_that_contradict_themselves(given, says, tmp_path):
+    with pytest.raises(GracileError, match=says):
+        run("reduce", "--dataset", "digits", *given, "-o", tmp_path / "run")
+
+
 def test_report_can_be_made_again(folder, tmp_path):
     assert run("report", folder, "-o", tmp_path / "again.html").exit_code == 0
     assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()

@@ -74,6 +74,7 @@ def by_taylor(model: Net, unit: int) -> float:
     return total / len(INPUTS)
 
 
+@torch.no_grad()
 def by_activation(model: Net, unit: int) -> float:
     seen = [torch.relu(model.norm(model.first(x)))[:, unit].abs().mean() for x in INPUTS]
     return float(torch.stack(seen).mean())
