@@ -414,7 +414,7 @@ ROWS = [
     linear("index", "index", lambda h: h[..., torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])], holds=True),
     linear("boolean index", "index", lambda h: h[h.abs() >= 0].view(h.shape), holds=True),
     linear("fft", "_fft_r2c", lambda h: torch.fft.rfft(h).abs(), holds=True),
-    linear("attention that decomposes", "_softmax", decomposed, holds=True),
+    linear("attention that decomposes", "_safe_softmax", decomposed, holds=True),
     linear("attention that counts", "_scaled_dot_product_flash_attention_for_cpu", counted, holds=True),
 ]
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gracile.errors import RefusedError
 from gracile.graph import Cut, Graph, watch
-from gracile.reduce import UnprovenError, Verdict, verify
+from gracile.reduce import UnprovenError, Verdict, random_units, remove, verify
 from gracile.reduce.probes import fresh, jitter_, leaves, twice
 from gracile.reduce.replay import Replay, Survivors
 from gracile.reduce.verify import difference
@@ -245,3 +246,43 @@ def test_a_huge_constant_output_hides_no_mistake() -> None:
     for wrong in ("other rows than columns", "bias of another unit"):
         with pytest.raises(UnprovenError):
             check(model, graph, x, [2, 3, 4, 5, 6, 7], WRONG[wrong])
+
+
+class Rounded(nn.Module):
+    """Makes much of the last digit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 256), nn.Linear(256, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(1e4 * self.b(self.a(x)))
+
+
+def test_rounding_is_no_mistake() -> None:
+    torch.manual_seed(0)
+    reduction = remove(Rounded(), torch.randn(64, 6), units=half)
+    assert reduction.verdict.error > 1e-4  # the tolerance of float32
+    assert reduction.model.get_parameter("a.weight").shape == (128, 6)
+
+
+class SlightlyCounted(nn.Module):
+    """Depends on its width so little that rounding could be blamed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h * (1 + 3e-6 * len(h[0])))
+
+
+def test_a_slight_mistake_is_no_rounding() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(RefusedError, match="a relative error of"):
+        remove(SlightlyCounted(), torch.randn(4, 6), units=half)
+
+
+def half(graph: Graph, model: nn.Module) -> list[int]:
+    return random_units(graph, model, 0.5)
