@@ -108,16 +108,17 @@ def tabulate(
         advance(number, len(widths))
         spent = time.perf_counter() - started
         share = (limit_s - spent) / (len(widths) - number)  # of the time that is left
+        samples = rounds if share > 0 else max(rounds // 2, 1)  # late, as on a busy machine
         points = min(max(int(share / (spent / runs) / (rounds + 1)), 3), _MOST)
         span = min(len(s.indices) for s in graph.units[graph.blocks[block].units[0]].slices)
         networks: dict[int | str, nn.Module] = {
             w: n for w in grid(allowed, span, points) if (n := narrow(block, w)) is not None
         }
         try:
-            times = layer_times({FULL: network, **networks}, run, rounds=rounds, threads=threads)
+            times = layer_times({FULL: network, **networks}, run, rounds=samples, threads=threads)
         except Exception:  # the model's own code does not take the width: removal will say so
             continue
-        runs += len(times) * (rounds + 1)
+        runs += len(times) * (samples + 1)
         whole = times.pop(FULL)
         ratios[names[block]] = {
             width: {
