@@ -22,7 +22,7 @@ def test_every_work_is_complete(id):
 
 
 def test_unknown_works_are_named():
-    with pytest.raises(UsageError, match=r"got 'C99'; expected one of C6, C9"):
+    with pytest.raises(UsageError, match=r"got 'C99'; expected one of C3, C6, C9, C12"):
         work("C99")
     assert work("c6") is work("C6")
 

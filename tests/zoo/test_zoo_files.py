@@ -165,8 +165,17 @@ def test_npz_that_declares_more_than_it_holds() -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", bytes(64 << 20))
-    with pytest.raises(FileError, match="larger than its archive"):
+    with pytest.raises(FileError, match=r"'a' of 67108864 bytes; expected at most \d+ unpacked bytes"):
         read_npz(stream.getvalue(), "f", {"a": "|u1"})
+
+
+def test_npz_is_unpacked_up_to_a_limit() -> None:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, a=np.zeros(1000, np.uint8))
+    size = 1000 + 128  # of the array and its header
+    assert not read_npz(stream.getvalue(), "f", {"a": "|u1"}, limit=size)["a"].any()
+    with pytest.raises(FileError, match=f"at most {size - 1} unpacked bytes"):
+        read_npz(stream.getvalue(), "f", {"a": "|u1"}, limit=size - 1)
 
 
 def jpeg(size: tuple[int, int] = (32, 32), mode: str = "RGB", form: str = "JPEG") -> bytes:

@@ -5,6 +5,7 @@
 """
 
 from gracile.zoo.data import (
+    Clips,
     Images,
     Windows,
     available,
@@ -15,11 +16,13 @@ from gracile.zoo.data import (
     loaders,
     mnist,
     ptb,
+    speech,
 )
 from gracile.zoo.networks import (
     MLP,
     CifarResNet,
     LeNet,
+    LSTMClassifier,
     LSTMLanguageModel,
     VGGSmall,
     build,
@@ -32,7 +35,9 @@ from gracile.zoo.networks import (
 __all__ = [
     "MLP",
     "CifarResNet",
+    "Clips",
     "Images",
+    "LSTMClassifier",
     "LSTMLanguageModel",
     "LeNet",
     "VGGSmall",
@@ -50,4 +55,5 @@ __all__ = [
     "resnet20",
     "resnet32",
     "resnet56",
+    "speech",
 ]

@@ -19,8 +19,10 @@ from gracile.zoo.data.images import Images
 from gracile.zoo.data.mnist import fashion_mnist, mnist
 from gracile.zoo.data.ptb import Windows, ptb
 from gracile.zoo.data.source import present
+from gracile.zoo.data.speech import Clips, speech
 
 __all__ = [
+    "Clips",
     "Images",
     "Windows",
     "available",
@@ -31,6 +33,7 @@ __all__ = [
     "loaders",
     "mnist",
     "ptb",
+    "speech",
 ]
 
 loaders: dict[str, Callable[[str | Path | None, int], Splits]] = {
@@ -39,6 +42,7 @@ loaders: dict[str, Callable[[str | Path | None, int], Splits]] = {
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
     "ptb": lambda folder, seed: ptb(folder),  # running text is not shuffled
+    "speech": speech,
 }
 """Name -> function of (data folder, seed)."""
 
@@ -47,7 +51,8 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0) -> Splits:
     """Load the data set ``name``, a key of :data:`loaders`.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"`` or ``"ptb"``.
+        name: ``"digits"``, ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``, ``"ptb"`` or
+            ``"speech"``.
         folder: the data folder; ``GRACILE_DATA`` by default.
         seed: of the border between training and validation.
 

@@ -29,6 +29,7 @@ CHECKSUMS = {
     "ptb/ptb.test.txt.xz": "a97f11d96f2e0690356d55a720f1c01d1745586cbc687fc4f609d6cd49ea4930",
     "ptb/ptb.train.txt.xz": "aa7c7ac769e4614f02494a5c0426d7fc5226ba2c96cec8f897d7af9ff5d6945b",
     "ptb/ptb.valid.txt.xz": "db806f69dbaa34525f88b45b027965d4acf3e8ae3e238fe856b0802d75799a6e",
+    "speech/fsdd_8khz_int16.npz": "1546d4ad06bb77531395ea4849f75b913fd960ea4b574204b8c75911d3104456",
 }
 """SHA-256 of every file the loaders read, by its path below the data folder."""
 
@@ -52,7 +53,7 @@ def data_folder(folder: str | Path | None = None) -> Path:
         raise FileError(
             "looking for data",
             got=f"'{path}', which is {'a file' if path.exists() else 'not there'}",
-            expected="a folder with one subfolder per data set (mnist, fashion-mnist, cifar10, ptb)",
+            expected="a folder with one subfolder per data set (mnist, fashion-mnist, cifar10, ptb, speech)",
         )
     return path
 

@@ -76,13 +76,17 @@ def read_idx(data: bytes, name: str, dimensions: int) -> Array:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def read_npz(data: bytes, name: str, columns: Mapping[str, str]) -> dict[str, Array]:
-    """Read one-dimensional arrays from an npz archive without compression.
+def read_npz(
+    data: bytes, name: str, columns: Mapping[str, str], limit: int | None = None
+) -> dict[str, Array]:
+    """Read one-dimensional arrays from an npz archive.
 
     Args:
         data: the archive.
         name: the file's name, for messages.
         columns: array name -> dtype string it must have, e.g. ``{"labels": "|u1"}``.
+        limit: most bytes of one unpacked array; by default the size of the archive, which suits one
+            without compression.
 
     Raises:
         FileError: no zip archive, an array is missing or of another type, or its header declares
@@ -92,8 +96,9 @@ def read_npz(data: bytes, name: str, columns: Mapping[str, str]) -> dict[str, Ar
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for column, dtype in columns.items():
-                if archive.getinfo(f"{column}.npy").file_size > len(data):
-                    raise _damaged(name, f"'{column}' larger than its archive", "stored arrays")
+                most = len(data) if limit is None else limit
+                if (size := archive.getinfo(f"{column}.npy").file_size) > most:
+                    raise _damaged(name, f"'{column}' of {size} bytes", f"at most {most} unpacked bytes")
                 arrays[column] = _read_npy(archive.read(f"{column}.npy"), f"{name}:{column}", dtype)
     except (zipfile.BadZipFile, KeyError, OSError, EOFError, NotImplementedError, zlib.error) as error:
         raise _damaged(name, str(error), f"an npz archive of {', '.join(columns)}") from error

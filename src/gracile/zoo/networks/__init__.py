@@ -18,11 +18,13 @@ from gracile.zoo.networks.lenet import LeNet
 from gracile.zoo.networks.lstm import LSTMLanguageModel
 from gracile.zoo.networks.mlp import MLP
 from gracile.zoo.networks.resnet import CifarResNet, resnet20, resnet32, resnet56
+from gracile.zoo.networks.sequence import LSTMClassifier
 from gracile.zoo.networks.vgg import VGGSmall
 
 __all__ = [
     "MLP",
     "CifarResNet",
+    "LSTMClassifier",
     "LSTMLanguageModel",
     "LeNet",
     "VGGSmall",
@@ -36,6 +38,7 @@ __all__ = [
 models: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "lenet": LeNet,
     "lstm": lambda shape, classes: LSTMLanguageModel(classes),
+    "lstmp": lambda shape, classes: LSTMClassifier(shape[-1], classes, projections=(64, 64)),
     "mlp": lambda shape, classes: MLP((prod(shape), 300, 100, classes)),
     "resnet20": resnet20,
     "resnet32": resnet32,
@@ -44,7 +47,7 @@ models: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
 }
 """Name -> function of (shape of one example, number of classes or tokens)."""
 
-_IMAGES = frozenset(models) - {"lstm", "mlp"}
+_IMAGES = frozenset(models) - {"lstm", "lstmp", "mlp"}
 
 
 def build(name: str, of: Splits | Sequence[int], classes: int = 10) -> nn.Module:
@@ -53,7 +56,8 @@ def build(name: str, of: Splits | Sequence[int], classes: int = 10) -> nn.Module
     Args:
         name: a key of :data:`models`.
         of: splits made by :mod:`gracile.zoo.data`, which know their shape and classes, or the
-            shape of one example: ``(channels, height, width)`` for images, ``(steps,)`` for tokens.
+            shape of one example: ``(channels, height, width)`` for images, ``(steps,)`` for tokens,
+            ``(steps, features)`` for sequences of vectors.
         classes: number of classes (tokens of the vocabulary); taken from splits where given.
 
     Raises:

@@ -1,0 +1,1 @@
+"""C3: learning intrinsic sparse structures within long short-term memory."""

@@ -1,0 +1,1 @@
+"""C12: learning efficient sparse structures in speech recognition."""
