@@ -130,7 +130,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     case("mc3_18", "video", CLIP),
     case("r3d_18", "video", CLIP),
     case("r2plus1d_18", "video", CLIP),
-    case("s3d", "video", (3, 16, 64, 64)),
+    case("s3d", "video", (3, 16, 224, 224)),
     case("swin3d_t", "video", CLIP),
     case("mvit_v1_b", "video", (3, 4, 64, 64), clips("mvit_v1_b")),
     case("mvit_v2_s", "video", (3, 4, 64, 64), clips("mvit_v2_s")),
