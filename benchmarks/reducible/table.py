@@ -15,6 +15,7 @@ import torch
 from gracile.files import write_bytes
 from reducible.trial import EQUAL, Trial
 
+WRITTEN = ("hand", "random")  # sources that are no public architectures
 LIMIT_S = 10.0  # of CPU time that one architecture may cost beyond its own forward passes
 HEADER = """# Coverage
 
@@ -67,8 +68,14 @@ def summary(trials: Sequence[Trial]) -> list[str]:
 
 
 def _body(trials: Sequence[Trial]) -> Iterable[str]:
-    yield from (f"- {line}" for line in summary(trials))
-    yield ""
+    written = [t for t in trials if t.source in WRITTEN]
+    public = [t for t in trials if t.source not in WRITTEN]
+    for title, part in (("Public architectures", public), ("Written for this study", written)):
+        if part:
+            yield f"{title}:"
+            yield ""
+            yield from (f"- {line}" for line in summary(part))
+            yield ""
     yield f"Made with {_environment()}."
     yield ""
     yield "## By source"

@@ -2,6 +2,7 @@
 
 ``name:96`` is called with pictures of 96 by 96 (64 where nothing is said), and built for them if its
 constructor takes a size. ``name:64:4`` is built with a depth of 4: of some files even the smallest is large.
+All are classifiers: where only features are returned, every one of them must stay.
 """
 
 from __future__ import annotations
@@ -140,9 +141,9 @@ def architecture(file: str, words: str) -> Architecture:
     def model() -> nn.Module:
         torch.manual_seed(0)
         try:
-            return timm.create_model(name, img_size=size, **more)
+            return timm.create_model(name, num_classes=1000, img_size=size, **more)
         except TypeError:  # works on pictures of any size
-            return timm.create_model(name, **more)
+            return timm.create_model(name, num_classes=1000, **more)
 
     def build(batch: int) -> Built:
         return Built(model(), (torch.randn(batch, 3, size, size),))
