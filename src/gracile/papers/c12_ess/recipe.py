@@ -54,8 +54,8 @@ class _Setting:
 
 
 _SETTINGS: dict[Scale, _Setting] = {
-    "tiny": _Setting(SPEAKERS[:2], (48, 48), (24, 24), learn=40, tune=20, strength=1e-2),
-    "cpu": _Setting(SPEAKERS, (128, 128), (64, 64), learn=14, tune=7, strength=1e-2),
+    "tiny": _Setting(SPEAKERS[:2], (48, 48), (24, 24), learn=50, tune=30, strength=7e-3),
+    "cpu": _Setting(SPEAKERS, (128, 128), (64, 64), learn=20, tune=10, strength=2.5e-3),
 }
 
 
