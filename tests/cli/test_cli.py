@@ -57,6 +57,8 @@ def test_reduce_to_a_budget(tmp_path):
     [
         (["--latency", "5ms", "--macs", "0.5"], "--latency with --macs"),
         (["--macs", "0.5", "--strength", "0.1"], "--macs with --strength"),
+        (["--macs", "0.5", "--gone", "0.1"], "--macs with --gone"),
+        (["--gone", "0.5", "--strength", "0.1"], "with --strength"),
         (["--rounds", "2"], "--rounds without a budget"),
         (["--latency", "soon"], "a time like 5ms"),
         (["--macs", "1.5"], "between 0 and 1"),

@@ -21,7 +21,19 @@ from torch.utils.data import TensorDataset
 
 from gracile import files
 from gracile.algebra import HoyerSquare, Lasso, Term, channels, filters, layer
-from gracile.train import Checkpoints, Freeze, Method, Run, Splits, Structure, classification, fit, warmup
+from gracile.train import (
+    Checkpoints,
+    Floor,
+    Freeze,
+    Method,
+    Reach,
+    Run,
+    Splits,
+    Structure,
+    classification,
+    fit,
+    warmup,
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,18 @@ def structure(mode: str, strength: float) -> Callable[[], Method]:
     return lambda: Structure(terms, mode, schedule=warmup(0.2))
 
 
+FLOOR = Floor(0.2, classification())
+
 ROWS = [
     *(Row(f"structure-{m}", structure(m, 0.0), structure(m, 3e-3)) for m in ("gradient", "proximal", "loss")),
     # A network without zeros has nothing to freeze; the active rows start with some.
     Row("freeze-elements", Freeze, Freeze),
+    Row("reach", lambda: Reach([filters("0.weight")], 0.0), lambda: Reach([filters("0.weight")], 0.6)),
+    Row(
+        "reach-floor",
+        lambda: Reach([filters("0.weight")], 0.0, floor=FLOOR),
+        lambda: Reach([filters("0.weight")], 0.9, floor=FLOOR),
+    ),
     Row("freeze-groups", lambda: Freeze([filters("0.weight")]), lambda: Freeze([filters("0.weight")])),
 ]
 

@@ -15,6 +15,7 @@ from gracile.algebra import (
     Proximal,
     Ridge,
     Term,
+    Trimmed,
     View,
     add_gradient_,
     blocks,
@@ -33,6 +34,7 @@ PENALTIES = {
     "L1": L1(),
     "HoyerSquare": HoyerSquare(),
     "GroupHoyer": GroupHoyer(),
+    "Trimmed": Trimmed(0.5),
 }
 GROUPINGS = {
     "filters": filters("w"),

@@ -10,7 +10,7 @@ from msgspec import json as codec
 from torch import nn
 
 from gracile.cost import count
-from gracile.errors import UsageError
+from gracile.errors import RefusedError, UsageError
 from gracile.files import read_json, write_json
 from gracile.pipeline import Outcome, Plan, publish, slim, summarize
 from gracile.pipeline.outcome import layers
@@ -149,6 +149,8 @@ def test_layers_of_one_module_are_one_row():
         {"rate_tune": -0.5},
         {"strength": -1.0},
         {"strength": math.nan},
+        {"gone": 1.0},
+        {"lose": 0.0},
         {"guidance": math.inf},
         {"batch_size": 0},
         {"latency_batches": (1, 0)},
@@ -206,3 +208,33 @@ def test_nothing_dead_is_said(journey):
     plan = Plan(dense=0, learn=1, tune=0, strength=1e-9)
     with pytest.raises(UsageError, match="no dead unit after 1 epochs"):
         slim(copy.deepcopy(model), splits, classification(), plan, title="", progress=False)
+
+
+GOAL = replace(PLAN, dense=0, learn=6, tune=0, latency_batches=(1,))
+
+
+def test_a_share_of_the_units_is_reached_exactly(journey):
+    _, splits, model, _, _, _ = journey
+    plan = replace(GOAL, gone=0.4)
+    _, outcome = slim(copy.deepcopy(model), splits, classification(), plan, title="goal", progress=False)
+    widths = {layer.name: layer.width for layer in outcome.layers}
+    for before, after in (widths[name] for name in ("conv1", "conv2", "fc1")):
+        assert after == before - round(0.4 * before)
+
+
+def test_as_many_units_go_as_the_score_allows(journey):
+    _, splits, model, _, _, _ = journey
+    score = evaluate(model, splits.validation, classification()).score
+    plan = replace(GOAL, lose=0.05, learn=10)
+    reduced, outcome = slim(
+        copy.deepcopy(model), splits, classification(), plan, title="goal", progress=False
+    )
+    assert evaluate(reduced, splits.validation, classification()).score >= 0.95 * score
+    assert outcome.after.macs < outcome.before.macs
+
+
+def test_a_score_that_cannot_be_kept_is_refused(journey):
+    _, splits, model, _, _, _ = journey
+    plan = replace(GOAL, lose=1e-6, learn=1, rate=0.2)
+    with pytest.raises(RefusedError, match="validation score"):
+        slim(copy.deepcopy(model), splits, classification(), plan, title="goal", progress=False)

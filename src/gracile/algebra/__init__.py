@@ -26,6 +26,7 @@ from gracile.algebra.penalty import (
     Penalty,
     Proximal,
     Ridge,
+    Trimmed,
 )
 from gracile.algebra.terms import Term, add_gradient_, loss_of, proximal_, threshold_
 
@@ -42,6 +43,7 @@ __all__ = [
     "Proximal",
     "Ridge",
     "Term",
+    "Trimmed",
     "View",
     "add_gradient_",
     "blocks",

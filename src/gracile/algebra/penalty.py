@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gracile.algebra.grouping import Groups
+from gracile.errors import UsageError
 
 
 class Penalty(ABC):
@@ -106,6 +107,51 @@ class Lasso(Proximal):
 
     def shrink(self, norms: Tensor, step: float) -> Tensor:
         return (norms - step).clamp_min_(0)
+
+
+@final
+@dataclass(frozen=True)
+class Trimmed(Proximal):
+    """Trimmed group Lasso: the sum of the norms of the smaller groups, R = sum of the m smallest ||w_g||.
+
+    m = round(share * groups). The larger groups pay nothing, so however strong the penalty is, no more than
+    the m smallest die: a share is reached without overshooting it. With share 1 it is :class:`Lasso`. Among
+    equal norms the groups listed first pay. Its proximal step shrinks the m smallest norms.
+
+    Args:
+        share: of the groups that are to go, in [0, 1].
+
+    Raises:
+        UsageError: a share outside [0, 1].
+
+    Source: the trimmed Lasso of Bertsimas, Copenhaver and Mazumder (2017), here of groups.
+
+    >>> from gracile.algebra import filters
+    >>> w = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> Trimmed(2 / 3)(filters("w").of({"w": w}))
+    tensor(3.)
+    """
+
+    share: float
+
+    degree: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError("trimmed group Lasso", got=f"share={self.share}", expected="a number in [0, 1]")
+
+    def of_norms(self, norms: Tensor) -> Tensor:
+        return (norms * self.slope(norms)).sum()
+
+    @torch.no_grad()
+    def slope(self, norms: Tensor) -> Tensor:
+        paying = torch.zeros_like(norms).flatten()
+        order = norms.flatten().argsort(stable=True)
+        paying[order[: round(self.share * norms.numel())]] = 1.0
+        return paying.view_as(norms)
+
+    def shrink(self, norms: Tensor, step: float) -> Tensor:
+        return (norms - step * self.slope(norms)).clamp_min_(0)
 
 
 @final

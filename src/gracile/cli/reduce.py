@@ -45,6 +45,20 @@ def command(
             rich_help_panel=_LEARNED,
         ),
     ] = None,
+    gone: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the units of every layer that is to go, e.g. 0.7; the strength finds itself.",
+            rich_help_panel=_LEARNED,
+        ),
+    ] = None,
+    lose: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the validation score that may be lost, e.g. 0.01; as many units go as it allows.",
+            rich_help_panel=_LEARNED,
+        ),
+    ] = None,
     learn: Annotated[
         int | None, typer.Option(help="Epochs with the penalty.", rich_help_panel=_LEARNED)
     ] = None,
@@ -109,7 +123,8 @@ def command(
     them, fine-tunes, and measures both networks in turn. There are two ways to decide:
 
     [bold]By learned structure[/bold] (the default): group Lasso makes the weights of what is not needed zero.
-    How much goes follows from --strength.
+    How much goes follows from --strength, or from a goal: --gone says which share of the units, --lose how
+    much of the score, and the strength finds itself.
 
     [bold]By a budget[/bold]: --latency, --macs or --parameters says how much may be left, and the least
     important units go. A budget that cannot be met is refused before any training, with the lowest that
@@ -127,7 +142,13 @@ def command(
     Example: gracile reduce --model lenet --latency 50% --protect conv1 --rounds 2 -o runs/fast
     """
     console = Console()
-    learned = {"strength": strength, "guidance": guidance, "learn": learn}
+    learned = {"strength": strength, "guidance": guidance, "gone": gone, "lose": lose, "learn": learn}
+    if (gone is not None or lose is not None) and (strength is not None or guidance is not None):
+        raise UsageError(
+            "gracile reduce",
+            got="a goal (--gone, --lose) with --strength or --guidance",
+            expected="one of the two: with a goal the strength finds itself",
+        )
     chosen = {
         "importance": importance,
         "protect": tuple(protect) if protect else None,
@@ -187,7 +208,7 @@ def _budget(
             "gracile reduce",
             got=" with ".join([*named, *foreign]) if named else f"{foreign[0]} without a budget",
             expected="one of --latency, --macs, --parameters with what chooses by a budget, or none of them",
-            hint="--strength, --guidance and --learn belong to learned structure",
+            hint="--strength, --guidance, --gone, --lose and --learn belong to learned structure",
         )
     given = {name: value for name, value in chosen.items() if value is not None}
     build: Callable[..., Budget] = Budget

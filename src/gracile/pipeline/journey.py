@@ -31,6 +31,10 @@ class Plan:
         strength: of the group Lasso on the average unit, in loss for each unit of norm; units that
             cost more pay more (see :func:`gracile.pipeline.strengths.guided`).
         guidance: how much more, see there; 0 makes all units pay the same.
+        gone: share of the units of every block that is to go, in (0, 1); the strength then finds itself
+            (:class:`gracile.train.Reach`) and ``strength`` and ``guidance`` have no part in this.
+        lose: share of the dense network's validation score that may be lost, in (0, 1). As many units go as
+            that allows, ``gone`` of them at most (nearly all by default).
         rate: learning rate of the dense training; learning structure and fine-tuning take
             ``rate_learn`` and ``rate_tune`` of it.
         batch_size: samples in one step.
@@ -45,6 +49,8 @@ class Plan:
     tune: int = 8
     strength: float = 3e-3
     guidance: float = 0.5
+    gone: float | None = None
+    lose: float | None = None
     rate: float = 0.05
     rate_learn: float = 1.0
     rate_tune: float = 0.5
@@ -55,11 +61,14 @@ class Plan:
         epochs = self.dense >= 0 and self.learn >= 1 and self.tune >= 0
         rates = self.rate > 0 and self.rate_learn > 0 and self.rate_tune > 0
         batches = min((self.batch_size, *self.latency_batches)) >= 1
-        if not (epochs and rates and batches and 0 <= self.strength < inf and isfinite(self.guidance)):
+        goals = all(0 < goal < 1 for goal in (self.gone, self.lose) if goal is not None)
+        strengths = 0 <= self.strength < inf and isfinite(self.guidance)
+        if not (epochs and rates and batches and goals and strengths):
             raise UsageError(
                 "planning",
                 got=str(self),
-                expected="learn of at least 1 epoch, positive rates and batch sizes, the rest 0 or more",
+                expected="learn of at least 1 epoch, positive rates and batch sizes, shares between 0 and 1, "
+                "the rest 0 or more",
             )
 
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from gracile.cost import count
 from gracile.errors import RefusedError, UsageError
-from gracile.graph import watch
+from gracile.graph import Graph, watch
 from gracile.pipeline.journey import Journey, Plan, told
 from gracile.pipeline.outcome import Outcome
 from gracile.pipeline.strengths import guided
 from gracile.reduce import remove, save
 from gracile.reduce.select import silent
-from gracile.train import Splits, Structure, Task
+from gracile.train import Floor, Reach, Splits, Structure, Task, evaluate
 
 
 def slim(
@@ -65,10 +65,18 @@ def slim(
 
     announce(f"Learning structure for {plan.learn} epochs")
     graph = watch(model, example)
-    structure = Structure(guided(graph, model, count(model, example), plan.strength, plan.guidance))
+    structure = _structure(graph, model, journey)
     learned = copy.deepcopy(model)
     rate = plan.rate * plan.rate_learn
     histories.append(("structure", journey.train("learn", learned, plan.learn, rate, structure)))
+
+    if isinstance(structure, Reach) and not structure.kept:
+        raise RefusedError(
+            "learning structure",
+            got=f"a validation score below {1 - (plan.lose or 0):.1%} of the dense network's in every epoch",
+            expected="an epoch that loses less",
+            hint="train longer, or with a smaller rate while structure is learned, or allow more to be lost",
+        )
 
     announce("Removing what died")
     gone = silent(graph, learned)
@@ -92,7 +100,7 @@ def slim(
             "removing what died",
             got=f"no dead unit after {plan.learn} epochs at strength {plan.strength:g}",
             expected="at least one",
-            hint="raise the strength or train longer",
+            hint="raise the strength, ask for more or train longer",
         )
     if plan.tune:
         announce(f"Fine-tuning the reduced network for {plan.tune} epochs")
@@ -112,3 +120,20 @@ def slim(
         refused=[*map(told, reduction.refused), *died],
     )
     return reduced, outcome
+
+
+_NEARLY_ALL = 0.95  # what is aimed at when only the score limits how many go
+
+
+def _structure(graph: Graph, model: nn.Module, journey: Journey) -> Structure | Reach:
+    """What learns structure: penalties of given strength, or a goal that finds its own."""
+    plan = journey.plan
+    if plan.gone is None and plan.lose is None:
+        return Structure(guided(graph, model, count(model, journey.example), plan.strength, plan.guidance))
+    groupings = [graph.grouping([block.id]) for block in graph.blocks]
+    if plan.lose is None:
+        return Reach(groupings, plan.gone or 0.0)
+    task, splits = journey.task, journey.splits
+    score = evaluate(model, splits.validation, task, plan.batch_size).score
+    least = score * (1 - plan.lose if task.better == "higher" else 1 + plan.lose)
+    return Reach(groupings, plan.gone or _NEARLY_ALL, floor=Floor(least, task))

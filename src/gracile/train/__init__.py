@@ -12,7 +12,8 @@ from gracile.train.freeze import Freeze
 from gracile.train.history import Epoch, History, Metrics
 from gracile.train.log import JsonLines, Logger, TensorBoard
 from gracile.train.method import Method, Run
-from gracile.train.schedule import Schedule, constant, cosine, step, warmup
+from gracile.train.reach import Floor, Reach
+from gracile.train.schedule import Schedule, constant, cosine, cubic, step, warmup
 from gracile.train.splits import Splits
 from gracile.train.structure import Structure
 from gracile.train.task import Task, classification, evaluate, language_modeling
@@ -20,12 +21,14 @@ from gracile.train.task import Task, classification, evaluate, language_modeling
 __all__ = [
     "Checkpoints",
     "Epoch",
+    "Floor",
     "Freeze",
     "History",
     "JsonLines",
     "Logger",
     "Method",
     "Metrics",
+    "Reach",
     "Run",
     "Schedule",
     "Splits",
@@ -35,6 +38,7 @@ __all__ = [
     "classification",
     "constant",
     "cosine",
+    "cubic",
     "evaluate",
     "fit",
     "language_modeling",

@@ -75,6 +75,65 @@ def warmup(over: float) -> Schedule:
     return lambda progress: progress / over if progress < over else 1.0
 
 
+def cubic(over: float = 1.0) -> Schedule:
+    """From 0 to 1 while progress < ``over``, fast at first: 1 - (1 - progress / over)^3; then 1.
+
+    For shares that should be gone: early in training much can go at once, late only little.
+
+    Source: the sparsity ramp of Zhu and Gupta (2017).
+
+    >>> ramp = cubic(0.5)
+    >>> ramp(0.0), ramp(0.25), ramp(0.8)
+    (0.0, 0.875, 1.0)
+    """
+    if not 0.0 < over <= 1.0:
+        raise UsageError("cubic schedule", got=f"over={over}", expected="a share of the run in (0, 1]")
+    return lambda progress: 1.0 - (1.0 - min(1.0, progress / over)) ** 3
+
+
+def until(share: float) -> Schedule:
+    """1 while progress < ``share``, then 0; for what should stop before the run ends.
+
+    >>> force = until(0.5)
+    >>> force(0.4), force(0.5)
+    (1.0, 0.0)
+    """
+    _within("schedule that stops", "share", share)
+    return lambda progress: 1.0 if progress < share else 0.0
+
+
+def tanh_ramp(steepness: float = 10.0) -> Schedule:
+    """A smooth step from 0 to 1 in the middle of the run: (tanh(steepness (progress - 1/2)) + 1) / 2.
+
+    For noise that should come once the loss has fallen (T1 (SmoothOut), the authors' ``tanh``).
+
+    >>> noise = tanh_ramp()
+    >>> round(noise(0.0), 4), noise(0.5), round(noise(0.6), 4)
+    (0.0, 0.5, 0.8808)
+    """
+    if not 0.0 < steepness < math.inf:
+        raise UsageError("tanh schedule", got=f"steepness={steepness}", expected="a positive number")
+    return lambda progress: 0.5 * (math.tanh(steepness * (progress - 0.5)) + 1.0)
+
+
+def sqrt_decay(steps: int, power: float = 0.55) -> Schedule:
+    """Falls from 1 like sqrt(1 / (1 + t)^power), with t the optimizer steps done (T1 (SmoothOut), ``anneal``).
+
+    Args:
+        steps: of the whole run.
+        power: how fast.
+
+    >>> noise = sqrt_decay(steps=100)
+    >>> noise(0.0), round(noise(0.15), 4), round(noise(0.99), 4)
+    (1.0, 0.4665, 0.2818)
+    """
+    if steps < 1 or not 0.0 <= power < math.inf:
+        raise UsageError(
+            "decaying schedule", got=f"steps={steps}, power={power}", expected="1 or more steps, a power >= 0"
+        )
+    return lambda progress: float((1.0 + progress * steps) ** (-0.5 * power))
+
+
 def _within(operation: str, name: str, value: float) -> None:
     if not 0.0 <= value < 1.0:
         raise UsageError(operation, got=f"{name}={value}", expected="a share of the run in [0, 1)")
