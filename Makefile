@@ -53,9 +53,22 @@ bench: $(VENV)/.test
 results: $(VENV)/.base
 	$(BIN)/gracile papers run C6 --scale tiny --seeds 0,1,2
 	$(BIN)/gracile papers run C9 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run C18 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run C5 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run T1 --scale tiny --seeds 0,1,2
 	$(BIN)/gracile papers run C6 --scale cpu --seeds 0,1,2
 	$(BIN)/gracile papers run C9 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run C18 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run C5 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run T1 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run C13 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run C22 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run C23 --scale tiny --seeds 0,1,2
+	$(BIN)/gracile papers run C13 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run C22 --scale cpu --seeds 0,1,2
+	$(BIN)/gracile papers run C23 --scale cpu --seeds 0,1,2
 	$(BIN)/gracile papers table --write README.md
+	$(BIN)/gracile papers table --write docs/results.md
 
 # Goes on where it stopped; results/coverage/trials.jsonl removed, it starts anew.
 coverage: $(VENV)/.test

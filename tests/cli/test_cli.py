@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gracile.cli import app, options
 from gracile.errors import GracileError, UsageError
 from gracile.files import write_json, write_tensors
-from gracile.reduce import remove, save, smallest
+from gracile.reduce import load, remove, save, smallest
 from gracile.zoo import build
 
 QUICK = ["--dataset", "digits", "--dense", "3", "--learn", "12", "--tune", "1", "--strength", "0.03"]
@@ -50,6 +50,43 @@ def test_reduce_to_a_budget(tmp_path):
     assert outcome["after"]["parameters"] <= 0.3 * outcome["before"]["parameters"]
     with pytest.raises(UsageError, match="budget"):
         run("reduce", *short, "--parameters", "0.4", "-o", out)
+
+
+def test_compose_runs_stages_and_leaves_a_network_that_loads(tmp_path):
+    out = tmp_path / "run"
+    arguments = [
+        "compose",
+        "low-rank=0.8",
+        "units=0.4",
+        "bits=8",
+        "--dataset",
+        "digits",
+        "--dense",
+        "2",
+        "-o",
+        out,
+    ]
+    result = run(*arguments)
+    assert result.exit_code == 0
+    passage = json.loads((out / "passage.json").read_text())
+    assert [leg["stage"].partition("(")[0] for leg in passage["legs"]] == [
+        "dense",
+        "LowRank",
+        "Units",
+        "Bits",
+    ]
+    assert passage["legs"][-1]["stored"] < 0.2 * passage["legs"][0]["stored"]
+    network = load(out / "reduced", build("lenet", (1, 8, 8), 10))
+    assert sum(p.numel() for p in network.parameters()) == passage["legs"][-1]["parameters"]
+    with pytest.raises(UsageError, match="stages"):
+        run(*arguments[:2], *arguments[4:])
+
+
+@pytest.mark.parametrize("stages", [["bits=8", "units=0.5"], ["nothing=1"], ["units=much"], ["units=2"]])
+def test_stages_that_cannot_be(tmp_path, stages):
+    with pytest.raises(GracileError):
+        run("compose", *stages, "--dataset", "digits", "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What every grouping promises. A new grouping is one row in ``CASES``."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from gracile.algebra import (
     blocks,
     channels,
     columns,
+    crossbar_columns,
+    crossbar_rows,
     elements,
     filters,
     kernels,
@@ -26,8 +30,8 @@ def brute_force(grouping, tensors):
         tensor = tensors[view.tensor]
         found = view.layout(tuple(tensor.shape))
         axes = found.positions(view.by)
-        for flat in range(tensor.numel()):
-            position = torch.unravel_index(torch.tensor(flat), found.shape)
+        for order, flat in enumerate(looked_at(view, tuple(tensor.shape))):
+            position = torch.unravel_index(torch.tensor(order), found.shape)
             number = 0
             for axis in axes:
                 number = number * found.shape[axis] + int(position[axis])
@@ -35,6 +39,18 @@ def brute_force(grouping, tensors):
             if group >= 0:
                 members.setdefault(group, []).append((view.tensor, flat))
     return members
+
+
+def looked_at(view, shape):
+    """Flat indices of the part of a tensor that a view sees, in order."""
+    if view.narrow is None:
+        return list(range(math.prod(shape)))
+    dim, start, length = view.narrow
+    if "...(" in view.pattern:  # the weights' first dimension is apart, the others are one
+        shape = (shape[0], math.prod(shape[1:]))
+    before, after = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+    part = range(start, start + length)
+    return [(b * shape[dim] + i) * after + a for b in range(before) for i in part for a in range(after)]
 
 
 CONV = {"w": (6, 4, 3, 2)}
@@ -55,6 +71,12 @@ CASES = {
         Grouping((View("w", "(tile out:2) (tile_in in:3)", ("tile", "tile_in")),)),
         {"w": (4, 6)},
     ),
+    "crossbar rows": (crossbar_rows("w", CONV["w"], (5, 4)), CONV),
+    "crossbar columns": (crossbar_columns("w", CONV["w"], (5, 4)), CONV),
+    "crossbar rows without a rest": (crossbar_rows("w", CONV["w"], (5, 3)), CONV),
+    "crossbar columns of one tile": (crossbar_columns("w", CONV["w"]), CONV),
+    "crossbar columns of a linear layer": (crossbar_columns("w", (7, 10), (4, 3)), {"w": (7, 10)}),
+    "a part in no group": (Grouping((View("w", "out ...(in)", ("in",), None, (1, 2, 9)),)), CONV),
     "hidden units of an LSTM": (
         Grouping(
             (
@@ -129,7 +151,7 @@ def test_taking_all_groups_is_the_identity(case):
     grouping, tensors = case
     groups = grouping.of(tensors)
     everything = torch.arange(groups.count)
-    if any(len(s.by) != 1 for s in groups.slices):
+    if any(len(s.by) != 1 or s.view.narrow for s in groups.slices):
         with pytest.raises(ShapeError, match="one dimension"):
             groups.take(everything)
         return
@@ -150,10 +172,36 @@ def test_disjoint_is_false_only_when_a_tensor_is_viewed_twice():
     assert not CASES["hidden units of an LSTM"][0].disjoint
 
 
+def test_disjoint_knows_the_parts_of_a_tensor():
+    rows, columns = CASES["crossbar rows"][0], CASES["crossbar columns"][0]
+    assert rows.disjoint
+    assert columns.disjoint
+    assert not Grouping(rows.views + columns.views).disjoint
+    left, right = (View("w", "out in", ("out",), None, (1, start, 3)) for start in (0, 3))
+    assert Grouping((left, right)).disjoint
+    for narrow in ((1, 2, 3), (0, 3, 3), None):  # overlaps; another dimension; all of it
+        assert not Grouping((left, View("w", "out in", ("out",), None, narrow))).disjoint
+    flat = View("w", "out ...(in)", ("out",), None, (1, 3, 3))  # counts other indices
+    assert not Grouping((left, flat)).disjoint
+
+
+@pytest.mark.parametrize("narrow", [(2, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 0, 0), (1, 3, 4)])
+def test_parts_outside_of_the_tensor_are_refused(narrow):
+    with pytest.raises(ShapeError, match="narrow"):
+        Grouping((View("w", "out in", ("out",), None, narrow),)).of({"w": torch.ones(4, 6)})
+
+
 def test_views_that_disagree_are_refused():
     both = Grouping((View("a", "out in", ("out",)), View("b", "out in", ("out",))))
     with pytest.raises(ShapeError, match="different numbers of slices"):
         both.of({"a": torch.ones(3, 2), "b": torch.ones(4, 2)})
+
+
+def test_what_is_not_a_number_is_not_zero():
+    both = Grouping((View("a", "out in", ("out",)), View("b", "out", ("out",))))
+    norms = both.of({"a": torch.tensor([[1.0, float("nan")], [0.0, 0.0]]), "b": torch.zeros(2)}).norms
+    assert torch.equal(norms.isnan(), torch.tensor([True, False]))
+    assert norms[1] == 0
 
 
 def test_norms_of_several_views_neither_overflow_nor_underflow():

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,29 +20,62 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from gracile import files
-from gracile.algebra import HoyerSquare, Lasso, Term, channels, filters, layer
+from gracile.algebra import (
+    L1,
+    Attraction,
+    GradientThreshold,
+    HoyerSquare,
+    Hysteresis,
+    Lasso,
+    Term,
+    Threshold,
+    channels,
+    elements,
+    filters,
+    layer,
+)
+from gracile.cost import Machine, Roof
+from gracile.reduce import factorize
 from gracile.train import (
+    MMD,
+    Activations,
+    Adapt,
+    Adversarial,
+    Alignment,
     Checkpoints,
+    ClipRank,
+    Coral,
+    Entropy,
     Floor,
+    Force,
     Freeze,
+    Guided,
     Method,
+    Prune,
     Reach,
     Run,
+    SmoothOut,
     Splits,
     Structure,
+    Surgery,
     classification,
     fit,
+    tanh_ramp,
     warmup,
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: at strength 0 (or its equal), and at work."""
+    """One method: at strength 0 (or its equal), and at work; and what it needs the network to be."""
 
     name: str
     neutral: Callable[[], Method]
     active: Callable[[], Method]
+    ready: Callable[[nn.Module], nn.Module] = lambda model: model
+
+    def network(self, zeros: bool = False) -> nn.Module:
+        return self.ready(network(zeros))
 
 
 def structure(mode: str, strength: float) -> Callable[[], Method]:
@@ -52,6 +85,39 @@ def structure(mode: str, strength: float) -> Callable[[], Method]:
         Term(layer("3.weight") if mode == "loss" else channels("3.weight"), penalty, strength),
     ]
     return lambda: Structure(terms, mode, schedule=warmup(0.2))
+
+
+def force(strength: float, **more: str) -> Callable[[], Method]:
+    attractions = [Attraction(filters(name), strength, **more) for name in ("0.weight", "3.weight")]
+    return lambda: Force(attractions, schedule=warmup(0.2))
+
+
+def activations(strength: float) -> Callable[[], Method]:
+    terms = [Term(elements("1"), L1(), strength), Term(filters("0"), HoyerSquare(), strength)]
+    return lambda: Activations(terms, schedule=warmup(0.2))
+
+
+def guided(prune: Callable[[str], Sequence[Method]], every: int) -> Callable[[], Method]:
+    """One layer that is done at density 0.7, one that is given up, one that never pays."""
+    rows = [
+        Roof("0", "0.weight", 1e9, 0.7e9, 16, Machine("kind", 1e9, 1e9, alpha=1.0)),
+        Roof("3", "3.weight", 1e9, 1e6, 16, Machine("unkind", 1e9, 1e9, alpha=10.0)),
+        Roof("0", "0.bias", 1e9, 2e9, 16, Machine("slow", 1e9, 1e9, alpha=10.0)),
+    ]
+    return lambda: Guided(rows, prune, every=every, settled=1.0, patience=1)
+
+
+def l1(strength: float) -> Callable[[str], Sequence[Method]]:
+    return lambda name: [Structure([Term(elements(name), Lasso(), strength)], threshold=5e-3)]
+
+
+def surgery(threshold: float) -> Callable[[str], Sequence[Method]]:
+    return lambda name: [Surgery([name], Threshold(threshold))]
+
+
+def adapt(*alignments: Alignment) -> Callable[[], Method]:
+    images = torch.tensor(load_digits().images[400:560], dtype=torch.float32).flatten(1)
+    return lambda: Adapt(1 - images / 16, at="1", alignments=alignments, seed=2)
 
 
 FLOOR = Floor(0.2, classification())
@@ -67,6 +133,34 @@ ROWS = [
         lambda: Reach([filters("0.weight")], 0.9, floor=FLOOR),
     ),
     Row("freeze-groups", lambda: Freeze([filters("0.weight")]), lambda: Freeze([filters("0.weight")])),
+    Row("force-l2", force(0.0), force(0.05)),
+    Row("force-l1", force(0.0, kind="l1"), force(0.05, kind="l1")),
+    Row("force-adaptive", force(0.0, scale="adaptive"), force(0.3, scale="adaptive")),
+    Row("smoothout-uniform", lambda: SmoothOut(0.0), lambda: SmoothOut(0.02, schedule=tanh_ramp())),
+    Row(
+        "clip-rank",
+        lambda: ClipRank(0.0, every=5),
+        lambda: ClipRank(0.1, every=5),
+        ready=lambda model: factorize(model, {"0": 24}),
+    ),
+    Row("smoothout-filter", lambda: SmoothOut(0.0, "filter"), lambda: SmoothOut(0.1, "filter", seed=3)),
+    Row("activations", activations(0.0), activations(0.03)),
+    Row(
+        "prune",
+        lambda: Prune(["0.weight"], Threshold(0.0)),
+        lambda: Prune(["0.weight", "3.weight"], GradientThreshold(2e-2, 2.0)),
+    ),
+    Row(
+        "surgery",
+        lambda: Surgery(["0.weight"], Threshold(0.0)),
+        lambda: Surgery(["0.weight", "3.weight"], Hysteresis(0.05, 0.055)),
+    ),
+    Row("adapt-mmd", adapt(MMD(0.0)), adapt(MMD(1.0, schedule=warmup(0.2)))),
+    Row("adapt-coral", adapt(Coral(0.0)), adapt(Coral(3.0))),
+    Row("adapt-entropy", adapt(Entropy(0.0), MMD(0.0)), adapt(Entropy(0.2), MMD(0.5))),
+    Row("adapt-adversarial", adapt(Adversarial(0.0)), adapt(Adversarial(0.5, hidden=8, rate=3e-3))),
+    Row("guided-l1", guided(l1(0.0), 1), guided(l1(5e-2), 1)),
+    Row("guided-surgery", guided(surgery(0.0), 2), guided(surgery(0.06), 2)),
 ]
 
 
@@ -117,7 +211,7 @@ rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 @rows
 def test_strength_zero_is_bit_identical_to_plain_training(row):
-    plain, with_method = network(), network()
+    plain, with_method = row.network(), row.network()
     train(plain)
     train(with_method, row.neutral())
     assert bits(plain) == bits(with_method)
@@ -125,7 +219,7 @@ def test_strength_zero_is_bit_identical_to_plain_training(row):
 
 @rows
 def test_at_work_it_makes_a_difference(row):
-    plain, with_method = network(zeros=True), network(zeros=True)
+    plain, with_method = row.network(zeros=True), row.network(zeros=True)
     train(plain)
     train(with_method, row.active())
     assert bits(plain) != bits(with_method)
@@ -142,18 +236,18 @@ class Interrupt(Method):
 
 @rows
 def test_resumed_equals_uninterrupted(row, tmp_path):
-    whole = network(zeros=True)
+    whole = row.network(zeros=True)
     train(whole, row.active(), Interrupt(-1))
     with pytest.raises(KeyboardInterrupt):
-        train(network(zeros=True), row.active(), Interrupt(17), folder=tmp_path)
-    resumed = network()  # other weights: all that matters is in the checkpoint
+        train(row.network(zeros=True), row.active(), Interrupt(17), folder=tmp_path)
+    resumed = row.network()  # other weights: all that matters is in the checkpoint
     train(resumed, row.active(), Interrupt(-1), folder=tmp_path)
     assert bits(whole) == bits(resumed)
 
 
 @rows
 def test_state_survives_a_round_trip(row):
-    model = network(zeros=True)
+    model = row.network(zeros=True)
     run = Run(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=3)
     first, second = row.active(), row.active()
     first.start(run)
@@ -192,7 +286,7 @@ def on_two_ranks(tmp_path_factory) -> Callable[[str, int], dict[str, Tensor]]:
 @rows
 def test_two_ranks_are_identical_and_equal_one(row, on_two_ranks):
     first, second = on_two_ranks(row.name, 0), on_two_ranks(row.name, 1)
-    alone = without_dropout(network(zeros=True))
+    alone = without_dropout(row.network(zeros=True))
     train(alone, row.active())
     for name, value in alone.state_dict().items():
         assert first[name].numpy().tobytes() == second[name].numpy().tobytes()
@@ -201,7 +295,7 @@ def test_two_ranks_are_identical_and_equal_one(row, on_two_ranks):
 
 def main(folder: Path) -> None:
     for row in ROWS:
-        model = without_dropout(network(zeros=True))
+        model = without_dropout(row.network(zeros=True))
         train(model, row.active())
         files.write_tensors(folder / f"{row.name}-{os.environ['RANK']}.safetensors", model.state_dict())
 

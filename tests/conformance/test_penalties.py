@@ -20,6 +20,8 @@ from gracile.algebra import (
     add_gradient_,
     blocks,
     channels,
+    crossbar_columns,
+    crossbar_rows,
     elements,
     filters,
     layer,
@@ -43,6 +45,8 @@ GROUPINGS = {
     "blocks": blocks("w", 2, 6),
     "layer": layer("w"),
     "elements": elements("w"),
+    "crossbar rows": crossbar_rows("w", (4, 4, 3, 1), (5, 3)),
+    "crossbar columns": crossbar_columns("w", (4, 4, 3, 1), (5, 3)),
     "two tensors": Grouping((View("w", "out ...", ("out",)), View("b", "out", ("out",)))),
     "two overlapping views": Grouping(
         (View("w", "unit ...", ("unit",)), View("w", "out unit ...", ("unit",)))

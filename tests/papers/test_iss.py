@@ -143,11 +143,13 @@ def test_recipe_of_iss_on_a_few_epochs(monkeypatch) -> None:
     quick = iss._Setting(
         _grammar,
         language_modeling(),
-        lambda widths: LSTMLanguageModel(7, widths, embedding=6, dropout=0.0),
+        lambda widths, dropout: LSTMLanguageModel(7, widths, embedding=6, dropout=dropout),
         widths=(12, 10),
-        learn=8,
+        dropout=(0.1, 0.0),
+        grow=3,
+        learn=4,
         tune=2,
-        strengths=(1e-2, 1e-2),
+        share=0.5,
         optimizer=partial(torch.optim.SGD, lr=1.0),
         clip=1.0,
         batch_size=4,
@@ -162,7 +164,7 @@ def test_recipe_of_iss_on_a_few_epochs(monkeypatch) -> None:
     assert results["direct"].value == pytest.approx(100 * (direct / small - 1))
     for layer, width in (("1", 12), ("2", 10)):
         left = results[f"width {layer}"].value
-        assert 0 < left < width
+        assert left == width / 2
         assert results[f"gone {layer}"].value == pytest.approx(100 * (1 - left / width))
     assert results["equality"].holds
     assert results["parameters"].value > 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.utils.data import TensorDataset
 
 from gracile.algebra import Lasso, Term, filters
@@ -18,12 +19,14 @@ from gracile.train import (
     Checkpoints,
     JsonLines,
     Method,
+    Run,
     Splits,
     Structure,
     classification,
     fit,
     ranks,
 )
+from gracile.train.step import Step
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -74,6 +77,22 @@ def train(model, *methods, **more):
     )
 
 
+def exchanges() -> int:
+    """How often the ranks exchange gradients in one step of five parts."""
+    buckets = []
+
+    def count(group, bucket):
+        buckets.append(bucket.index())
+        return default_hooks.allreduce_hook(group, bucket)
+
+    model = network()
+    wrapped = ranks.wrap(model, torch.device("cpu"), 2)
+    wrapped.register_comm_hook(None, count)
+    run = Run(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=1, rank=RANK, ranks=2)
+    Step(run, wrapped, classification(), ghost_batch=2)(*data().train[:10])
+    return len(buckets)
+
+
 def main(folder: Path) -> None:
     def keep(name, model, history):
         write_tensors(folder / f"{name}-{RANK}.safetensors", model.state_dict())
@@ -82,6 +101,10 @@ def main(folder: Path) -> None:
 
     model = network()
     keep("plain", model, train(model, loggers=[JsonLines(folder / f"log-{RANK}.jsonl")]))
+
+    model = network()
+    keep("ghost", model, train(model, ghost_batch=5))
+    write_json(folder / f"exchanges-{RANK}.json", exchanges())
 
     model = network(dropout=0.5, norm=True)
     keep("whole", model, train(model, Act()))

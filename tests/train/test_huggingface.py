@@ -11,9 +11,19 @@ from torch.utils.data import DataLoader
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 pytest.importorskip("accelerate", reason="needs the extra 'hf'")
 
-from gracile.algebra import HoyerSquare, Lasso, Term, channels, filters  # noqa: E402
+from gracile.algebra import Attraction, HoyerSquare, Lasso, Term, channels, filters  # noqa: E402
 from gracile.errors import FileError, UsageError  # noqa: E402
-from gracile.train import Freeze, Method, Structure, classification, constant, fit, warmup  # noqa: E402
+from gracile.train import (  # noqa: E402
+    Force,
+    Freeze,
+    Method,
+    SmoothOut,
+    Structure,
+    classification,
+    constant,
+    fit,
+    warmup,
+)
 from gracile.train import huggingface as adapter  # noqa: E402
 
 
@@ -117,6 +127,8 @@ METHODS = {
     "proximal": lambda s=1e-2: Structure(terms(s), "proximal", schedule=warmup(0.5)),
     "loss": lambda s=1e-2: Structure(terms(s, HoyerSquare()), "loss", threshold=1e-3),
     "freeze": lambda s=0: Freeze(),
+    "force": lambda s=0.1: Force([Attraction(filters("0.weight"), s)]),
+    "noise": lambda s=0.05: SmoothOut(s),
 }
 
 
@@ -134,7 +146,7 @@ def test_equals_our_loop(digits, mlp, same, tmp_path, name):
     same(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", ["gradient", "proximal", "loss"])
+@pytest.mark.parametrize("mode", ["gradient", "proximal", "loss", "force", "noise"])
 def test_strength_zero_is_bit_identical(digits, mlp, same, tmp_path, mode):
     plain, penalized = mlp(), mlp()
     under_trainer(plain, digits, tmp_path, max_grad_norm=1.0)

@@ -10,9 +10,19 @@ from torch.utils.data import DataLoader
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the extra 'lightning'")
 
-from gracile.algebra import HoyerSquare, Lasso, Term, channels, filters  # noqa: E402
+from gracile.algebra import Attraction, HoyerSquare, Lasso, Term, channels, filters  # noqa: E402
 from gracile.errors import UsageError  # noqa: E402
-from gracile.train import Freeze, Method, Structure, classification, fit, step, warmup  # noqa: E402
+from gracile.train import (  # noqa: E402
+    Force,
+    Freeze,
+    Method,
+    SmoothOut,
+    Structure,
+    classification,
+    fit,
+    step,
+    warmup,
+)
 from gracile.train import lightning as adapter  # noqa: E402
 
 # Lightning recommends settings and warns about its own use of torch; each line names one.
@@ -116,6 +126,8 @@ METHODS = {
     "proximal": lambda s=1e-2: Structure(terms(s), "proximal", schedule=warmup(0.5)),
     "loss": lambda s=1e-2: Structure(terms(s, HoyerSquare()), "loss", threshold=1e-3),
     "freeze": lambda s=0: Freeze(),
+    "force": lambda s=0.1: Force([Attraction(filters("0.weight"), s)]),
+    "noise": lambda s=0.05: SmoothOut(s),
 }
 
 
@@ -133,7 +145,7 @@ def test_equals_our_loop(digits, mlp, same, name):
     same(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", ["gradient", "proximal", "loss"])
+@pytest.mark.parametrize("mode", ["gradient", "proximal", "loss", "force", "noise"])
 def test_strength_zero_is_bit_identical(digits, mlp, same, mode):
     plain, penalized = mlp(), mlp()
     under_lightning(plain, digits)
@@ -161,6 +173,45 @@ def test_accumulated_penalties_count_once(digits, mlp):
     )
     for ours, theirs in zip(b.parameters(), halves.net.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulated_batches_are_parts_of_one(digits, mlp):
+    """Each has noise and statistics of its own."""
+    a, b = mlp(), mlp()
+    under_lightning(a, digits, SmoothOut(0.05), module=ConstantRate, accumulate_grad_batches=2)
+    fit(
+        b,
+        digits,
+        classification(),
+        epochs=2,
+        batch_size=60,
+        ghost_batch=30,
+        methods=[SmoothOut(0.05)],
+        clip=0.5,
+        select="last",
+        device="cpu",
+        progress=False,
+    )
+    for name, value in b.state_dict().items():
+        torch.testing.assert_close(a.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_is_taken_off_when_training_breaks_off(digits, mlp):
+    class Break(Method):
+        clean = None
+
+        def loss(self, run, loss):
+            if run.step == 2:
+                raise ZeroDivisionError
+            return loss
+
+        def mask(self, run):
+            self.clean = run.model[0].weight.detach().clone()
+
+    net, method = mlp(), Break()
+    with pytest.raises(ZeroDivisionError):
+        under_lightning(net, digits, SmoothOut(0.1), method)
+    assert torch.equal(net[0].weight, method.clean)
 
 
 class Count(Method):

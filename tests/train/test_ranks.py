@@ -55,23 +55,28 @@ def identical(a, b):
         assert value.numpy().tobytes() == b[name].numpy().tobytes(), name
 
 
-@pytest.mark.parametrize("name", ["plain", "whole", "resumed"])
+@pytest.mark.parametrize("name", ["plain", "ghost", "whole", "resumed"])
 def test_ranks_end_identical(folder, name):
     (a, first), (b, second) = results(folder, name, 0), results(folder, name, 1)
     identical(a, b)
     assert first == second
 
 
-def test_two_ranks_equal_one_with_the_same_total_batch(folder, script):
-    weights, (rows, test) = results(folder, "plain")
+@pytest.mark.parametrize(("name", "ghost_batch"), [("plain", None), ("ghost", 5)])
+def test_two_ranks_equal_one_with_the_same_total_batch(folder, script, name, ghost_batch):
+    weights, (rows, test) = results(folder, name)
     model = script.network()
-    history = script.train(model)
+    history = script.train(model, ghost_batch=ghost_batch)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
     alone = [(e.train_loss, e.validation.loss, e.validation.score) for e in history.epochs]
     for row, expected in zip(rows, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     assert test == pytest.approx({"loss": history.test.loss, "score": history.test.score}, rel=1e-4)
+
+
+def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(folder):
+    assert [json.loads((folder / f"exchanges-{rank}.json").read_text()) for rank in range(2)] == [1, 1]
 
 
 def test_only_rank_0_writes(folder):

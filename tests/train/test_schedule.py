@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gracile.errors import UsageError
-from gracile.train import constant, cosine, step, warmup
+from gracile.train import constant, cosine, sqrt_decay, step, tanh_ramp, until, warmup
 
 shares = st.floats(0, 1, exclude_max=True)
 
@@ -56,6 +56,27 @@ def test_constant_and_warmup():
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan, 3])
 def test_shares_outside_the_run_are_refused(value):
-    for make in (lambda: cosine(value), lambda: step((value,)), lambda: warmup(value)):
+    for make in (lambda: cosine(value), lambda: step((value,)), lambda: warmup(value), lambda: until(value)):
         with pytest.raises(UsageError, match="share of the run"):
             make()
+
+
+def test_until_ends_at_its_share():
+    assert [until(0.4)(p) for p in (0.0, 0.39, 0.4, 1.0)] == [1.0, 1.0, 0.0, 0.0]
+
+
+@given(share=shares)
+def test_noise_comes_and_goes_as_the_authors_write_it(share):
+    done, steps = share * 500, 500
+    expected = (math.tanh(10 * (done / steps - 0.5)) + 1) / 2
+    assert tanh_ramp()(share) == pytest.approx(expected, abs=1e-12)
+    assert sqrt_decay(steps)(share) == pytest.approx(math.sqrt(1 / (1 + done) ** 0.55))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tanh_ramp(0.0), lambda: tanh_ramp(math.nan), lambda: sqrt_decay(0), lambda: sqrt_decay(9, -1)],
+)
+def test_bad_noise_schedules_are_refused(make):
+    with pytest.raises(UsageError, match="schedule"):
+        make()

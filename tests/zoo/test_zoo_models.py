@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from gracile.errors import ShapeError, UsageError
 from gracile.files import read_tensors
+from gracile.reduce import remove, smallest
 from gracile.zoo import (
     MLP,
+    ConvM,
+    ConvMNet,
     LeNet,
     LSTMLanguageModel,
     VGGSmall,
     available,
     build,
     cifar10,
+    conv_m,
+    conv_m_small,
     digits,
     models,
+    plain_small,
     resnet20,
     resnet32,
     resnet56,
@@ -108,7 +116,7 @@ def test_build_takes_shape_and_classes_from_splits() -> None:
 
 
 def test_build_refuses_what_does_not_fit() -> None:
-    with pytest.raises(UsageError, match="'lenets'; expected one of lenet"):
+    with pytest.raises(UsageError, match="'lenets'; expected one of convm, lenet"):
         build("lenets", (1, 8, 8))
     with pytest.raises(UsageError, match="token streams go to 'lstm'"):
         build("lenet", (35,))
@@ -119,8 +127,67 @@ def test_networks_refuse_what_they_cannot_be() -> None:
         LeNet((1, 3, 8))
     with pytest.raises(ShapeError, match="8x8 or more"):
         VGGSmall((1, 7, 8))
+    with pytest.raises(ShapeError, match="4x4 or more"):
+        ConvMNet((1, 3, 8))
+    with pytest.raises(ShapeError, match="32x32 or more"):
+        conv_m(10, (3, 31, 40))
+    with pytest.raises(UsageError, match="outputs=2"):
+        ConvM(3, 2)
     with pytest.raises(ShapeError, match="12 units and an embedding of 8"):
         LSTMLanguageModel(9, widths=(8, 12), tied=True)
+
+
+def test_conv_m_has_the_published_number_of_parameters() -> None:
+    assert parameters(conv_m(1000)) == pytest.approx(4.1e6, rel=0.05)
+    assert parameters(conv_m_small((1, 16, 16))) == pytest.approx(
+        parameters(plain_small((1, 16, 16))), rel=0.02
+    )
+    block = ConvM(8, 30, squeeze=4)
+    assert parameters(block) == 8 * 4 + 4 + 10 * 4 * (9 + 9 + 16) + 2 * 30
+    assert conv_m(7, (3, 64, 64))(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_conv_m_puts_its_three_branches_side_by_side() -> None:
+    torch.manual_seed(0)
+    block = ConvM(2, 7).eval()
+    x = torch.randn(3, 2, 6, 9)
+    up = functional.conv_transpose2d(x, block.up.weight, stride=2, padding=1)
+    expected = [
+        functional.conv2d(x, block.near.weight, padding=1),
+        functional.conv2d(x, block.far.weight, padding=2, dilation=2),
+        up.unflatten(3, (9, 2)).unflatten(2, (6, 2)).amax((3, 5)),
+    ]
+    assert [part.shape[1] for part in expected] == [3, 2, 2]
+    torch.testing.assert_close(block(x), functional.relu(torch.cat(expected, 1) / (1 + block.bn.eps) ** 0.5))
+
+
+def test_the_transposed_branch_is_no_ordinary_convolution() -> None:
+    """With a mean in place of the maximum it would be one: linear, and equal to its response to a point."""
+    torch.manual_seed(0)
+    block = ConvM(1, 3).eval()
+    x = torch.randn(1, 1, 8, 8)
+
+    def branch(x: torch.Tensor, pool) -> torch.Tensor:
+        return pool(block.up(x), 2)
+
+    for pool, ordinary in ((functional.avg_pool2d, True), (functional.max_pool2d, False)):
+        point = torch.zeros(1, 1, 5, 5)
+        point[..., 2, 2] = 1
+        kernel = branch(point, pool).flip(2, 3)
+        alike = torch.allclose(functional.conv2d(x, kernel, padding=2), branch(x, pool), atol=1e-5)
+        assert alike == ordinary
+
+
+@pytest.mark.parametrize("build_one", [conv_m_small, plain_small])
+def test_conv_m_is_halved_and_proven_equal(build_one) -> None:
+    torch.manual_seed(0)
+    model, x = build_one((1, 16, 16)).eval(), torch.randn(2, 1, 16, 16)
+    reduction = remove(model, x, units=partial(smallest, fraction=0.5))
+    assert reduction.verdict.error < 1e-4
+    assert not reduction.refused
+    assert parameters(reduction.model) < 0.3 * parameters(model)
+    small = reduction.model.stages[1][0]
+    assert small.bn.num_features == model.stages[1][0].bn.num_features // 2
 
 
 @pytest.mark.data

@@ -12,14 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
+from itertools import combinations
 from typing import final
 
 import torch
 from torch import Tensor
 
-from gracile.algebra.patterns import Layout, layout
+from gracile.algebra.patterns import Layout, flattened, layout
 from gracile.errors import PatternError, ShapeError
 
+_SIZE = re.compile(r":\d+")
 _ELLIPSIS = re.compile(r"\.\.\.(?!\()")  # not '...(', which makes one dimension with names
 
 
@@ -35,6 +37,9 @@ class View:
             in the order of the pattern. ``()`` makes the whole tensor one slice.
         index: group number of each slice, for what no pattern can say; -1 leaves a slice out.
             ``None`` means slice i is in group i.
+        narrow: the part of the tensor that is looked at, as (dimension, start, length) like those of
+            :func:`torch.narrow`, counted after ``...(`` is flattened and before anything is split. Two views
+            make tiles of a dimension that is no multiple of them: all whole ones, and the rest.
 
     >>> View("conv.weight", "out in kh kw", ("in", "kh", "kw")).tensor
     'conv.weight'
@@ -43,11 +48,12 @@ class View:
     tensor: str
     pattern: str
     by: tuple[str, ...]
-    index: tuple[int, ...] | None = None
+    index: tuple[int, ...] | range | None = None
+    narrow: tuple[int, int, int] | None = None
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """The pattern applied to ``shape``; raises PatternError where the two do not fit."""
-        found = layout(self.pattern, shape)
+        found = layout(self.pattern, shape if self.narrow is None else self._narrowed(shape))
         known = {*found.names, *(["..."] if _ELLIPSIS.search(self.pattern) else [])}
         if not known.issuperset(self.by):
             raise PatternError(
@@ -57,6 +63,48 @@ class View:
                 hint="'by' lists axes of the pattern",
             )
         return found
+
+    def seen(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The tensor itself, or a view of the looked-at part of it, in the ``shape`` of the layout.
+
+        Raises:
+            ShapeError: it does not lie in memory in the order of the pattern.
+        """
+        if tensor.shape == shape and self.narrow is None:
+            return tensor
+        try:
+            if self.narrow is None:
+                return tensor.view(shape)
+            flat = tensor.view(flattened(self.pattern, tuple(tensor.shape)))
+            return flat.narrow(*self.narrow).view(shape)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"view of '{self.tensor}' as '{self.pattern}'",
+                got=f"shape {tuple(tensor.shape)} with strides {tensor.stride()}",
+                expected="dimensions that lie together in memory where the pattern flattens them",
+                hint="use model.to(memory_format=torch.contiguous_format)",
+            ) from error
+
+    def apart(self, other: View) -> bool:
+        """Whether no number of a tensor can be in both views: they look at different parts of it."""
+        if self.tensor != other.tensor:
+            return True
+        if self.narrow is None or other.narrow is None:
+            return False
+        (dim, start, length), (other_dim, other_start, other_length) = self.narrow, other.narrow
+        alike = dim == other_dim and _SIZE.sub("", self.pattern) == _SIZE.sub("", other.pattern)
+        return alike and (start + length <= other_start or other_start + other_length <= start)
+
+    def _narrowed(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        dim, start, length = self.narrow or (0, 0, 0)
+        flat = flattened(self.pattern, shape)
+        if not (0 <= dim < len(flat) and start >= 0 and 1 <= length <= flat[dim] - start):
+            raise ShapeError(
+                f"view of '{self.tensor}' as '{self.pattern}'",
+                got=f"narrow={self.narrow} for shape {flat}",
+                expected="a part of one of its dimensions",
+            )
+        return (*flat[:dim], length, *flat[dim + 1 :])
 
 
 @final
@@ -79,9 +127,11 @@ class Grouping:
 
     @property
     def disjoint(self) -> bool:
-        """Whether no number can be in two groups: no tensor is viewed twice."""
-        names = [view.tensor for view in self.views]
-        return len(set(names)) == len(names)
+        """Whether no number can be in two groups: no part of a tensor is viewed twice."""
+        of: dict[str, list[View]] = {}
+        for view in self.views:
+            of.setdefault(view.tensor, []).append(view)
+        return all(a.apart(b) for views in of.values() for a, b in combinations(views, 2))
 
     @property
     def plain(self) -> bool:
@@ -123,17 +173,7 @@ class Slices:
     @staticmethod
     def of(view: View, tensor: Tensor) -> Slices:
         found, by, rest = _axes(view, tuple(tensor.shape))
-        if found.shape != tensor.shape:
-            try:
-                tensor = tensor.view(found.shape)
-            except RuntimeError as error:
-                raise ShapeError(
-                    f"view of '{view.tensor}' as '{view.pattern}'",
-                    got=f"shape {tuple(tensor.shape)} with strides {tensor.stride()}",
-                    expected="dimensions that lie together in memory where the pattern flattens them",
-                    hint="use model.to(memory_format=torch.contiguous_format)",
-                ) from error
-        return Slices(view, tensor, by, rest)
+        return Slices(view, view.seen(tensor, found.shape), by, rest)
 
     @property
     def count(self) -> int:
@@ -192,8 +232,13 @@ def _axes(view: View, shape: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], 
     return found, by, tuple(axis for axis in range(len(found.shape)) if axis not in by)
 
 
+def _last(index: tuple[int, ...] | range) -> int:
+    ends = index if isinstance(index, tuple) or not index else (index[0], index[-1])
+    return max(ends, default=-1)
+
+
 @lru_cache(maxsize=256)
-def _index(index: tuple[int, ...], device: torch.device) -> Tensor:
+def _index(index: tuple[int, ...] | range, device: torch.device) -> Tensor:
     return torch.tensor(index, dtype=torch.long, device=device)
 
 
@@ -209,7 +254,7 @@ class Groups:
         self.grouping = grouping
         self.slices = slices
         counts = {s.count for s in slices if s.view.index is None}
-        highest = max((max(s.view.index, default=-1) for s in slices if s.view.index is not None), default=-1)
+        highest = max((_last(s.view.index) for s in slices if s.view.index is not None), default=-1)
         self.count = grouping.count if grouping.count is not None else max(counts | {highest + 1}, default=0)
         if counts - {self.count} or highest >= self.count:
             found = ", ".join(f"'{s.view.tensor}' {s.count}" for s in slices)
@@ -232,13 +277,15 @@ class Groups:
             return self.broadcastable.flatten()
         # In double precision, so that squaring neither overflows nor underflows.
         squares = self._gather([s.reduce(2).flatten().double().square() for s in self.slices])
-        alive = squares > 0
+        alive = squares != 0  # also where it is not a number, which is to be seen
         roots = torch.where(alive, squares, 1.0).sqrt() * alive
         return roots.to(self.slices[0].tensor.dtype) if self.slices else roots
 
     @cached_property
     def absolute(self) -> Tensor:
         """Sum of absolute values of every group, shape (groups,)."""
+        if self.grouping.plain:
+            return self.slices[0].reduce(1).flatten()
         return self._gather([s.reduce(1).flatten() for s in self.slices])
 
     @cached_property
@@ -306,10 +353,10 @@ class Groups:
             mask[keep] = True
         taken: dict[str, Tensor] = {}
         for s in self.slices:
-            if len(s.by) != 1:
+            if len(s.by) != 1 or s.view.narrow is not None:
                 raise ShapeError(
                     f"taking groups of '{s.view.tensor}'",
-                    got=f"slices by {s.view.by}",
+                    got=f"slices by {s.view.by}" + (" of a part" if s.view.narrow else ""),
                     expected="slices by one dimension",
                     hint="slices by several axes can be zeroed but not taken out",
                 )

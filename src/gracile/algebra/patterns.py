@@ -63,6 +63,31 @@ def layout(pattern: str, shape: tuple[int, ...]) -> Layout:
     >>> layout("out ...(tile in:25)", (8, 4, 5, 5))
     Layout(shape=(8, 4, 25), names=('out', 'tile', 'in'))
     """
+    sizes: list[int] = []
+    names: list[str] = []
+    for dimension, own in _matched(pattern, shape):
+        if dimension.axes:
+            sizes += _split(pattern, dimension.axes, math.prod(own), shape)
+            names += [axis.name for axis in dimension.axes]
+        else:
+            sizes += own
+            names += ["..."] * len(own)
+    return Layout(tuple(sizes), tuple(names))
+
+
+@lru_cache(maxsize=1024)
+def flattened(pattern: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape once the dimensions of ``...(`` are one, before any is split.
+
+    >>> flattened("out ...(tile in:64)", (8, 20, 5, 5))
+    (8, 500)
+    """
+    parts = ((math.prod(own),) if dimension.axes else own for dimension, own in _matched(pattern, shape))
+    return tuple(size for part in parts for size in part)
+
+
+def _matched(pattern: str, shape: tuple[int, ...]) -> list[tuple[_Dimension, tuple[int, ...]]]:
+    """The dimensions of the pattern, and which sizes each of them stands for."""
     dimensions = _parse(pattern)
     named = sum(not d.ellipsis for d in dimensions)
     spare = len(shape) - named
@@ -74,19 +99,12 @@ def layout(pattern: str, shape: tuple[int, ...]) -> Layout:
             expected=f"{named} {'or more ' if open_ended else ''}dimensions",
             hint="'...' stands for all dimensions that have no name",
         )
-    sizes: list[int] = []
-    names: list[str] = []
-    start = 0
+    matched, start = [], 0
     for dimension in dimensions:
         stop = start + (spare if dimension.ellipsis else 1)
-        if dimension.axes:
-            sizes += _split(pattern, dimension.axes, math.prod(shape[start:stop]), shape)
-            names += [axis.name for axis in dimension.axes]
-        else:
-            sizes += shape[start:stop]
-            names += ["..."] * spare
+        matched.append((dimension, shape[start:stop]))
         start = stop
-    return Layout(tuple(sizes), tuple(names))
+    return matched
 
 
 def _split(pattern: str, axes: tuple[_Axis, ...], length: int, shape: tuple[int, ...]) -> list[int]:

@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gracile.algebra.grouping import Grouping, Groups
+from gracile.algebra.grouping import Grouping, Groups, Slices
 from gracile.algebra.penalty import NormPenalty, Penalty, Proximal, Scaled, Sum
 from gracile.errors import UsageError
 
@@ -64,7 +64,7 @@ def add_gradient_(terms: Iterable[Term], tensors: Mapping[str, Tensor]) -> None:
     strengths: list[float] = []
     slopes: list[Tensor | float] = []
     applied: list[Groups] = []
-    for term in _simple(terms):
+    for term in simple_terms(terms):
         if not isinstance(term.penalty, NormPenalty):
             _add_autograd_(term, tensors)
             continue
@@ -78,15 +78,21 @@ def add_gradient_(terms: Iterable[Term], tensors: Mapping[str, Tensor]) -> None:
     factors = torch._foreach_reciprocal(_floored(norms))
     torch._foreach_mul_(factors, strengths)
     # Factors of one tensor are added up first: one pass over the weights, however many penalties.
-    merged: dict[tuple[str, torch.Size], tuple[Tensor, Tensor]] = {}
+    merged: dict[tuple[str, torch.Size, tuple[int, int, int] | None], tuple[Slices, Tensor]] = {}
     for groups, factor, slope in zip(applied, factors, slopes, strict=True):
         if isinstance(slope, Tensor):
             factor.mul_(slope)
         for s, spread in groups.spread(factor, fill=0.0):
-            key = (s.view.tensor, s.tensor.shape)
-            merged[key] = (s.tensor, merged[key][1] + spread if key in merged else spread)
-    gradients = [_gradient(tensors[name], shape) for name, shape in merged]
-    torch._foreach_addcmul_(gradients, [w for w, _ in merged.values()], [f for _, f in merged.values()])
+            key = (s.view.tensor, s.tensor.shape, s.view.narrow)
+            merged[key] = (s, merged[key][1] + spread if key in merged else spread)
+    apart = {name for name, shape, _ in merged if shape != tensors[name].shape}
+    gradients = [
+        s.view.seen(_gradient(tensors[name], name in apart), shape)
+        for (name, shape, _), (s, _) in merged.items()
+    ]
+    torch._foreach_addcmul_(
+        gradients, [s.tensor for s, _ in merged.values()], [f for _, f in merged.values()]
+    )
 
 
 @torch.no_grad()
@@ -113,7 +119,7 @@ def proximal_(
     tensor([[2.4000, 3.2000],
             [0.0000, 0.0000]])
     """
-    simple = [term for term in _simple(terms) if term.strength]
+    simple = [term for term in simple_terms(terms) if term.strength]
     _refuse_overlap([term.grouping for term in simple])
     applied = [term.grouping.of(tensors) for term in simple]
     before = [groups.broadcastable for groups in applied]
@@ -148,17 +154,17 @@ def threshold_(tensors: Iterable[Tensor], value: float) -> None:
         torch._foreach_copy_(listed, [torch.nn.functional.hardshrink(t, value) for t in listed])
 
 
-def _simple(terms: Iterable[Term]) -> Iterator[Term]:
+def simple_terms(terms: Iterable[Term]) -> Iterator[Term]:
     """Terms without sums or factors: those become several terms and part of the strength."""
     for term in terms:
         penalty = term.penalty
         if not term.grouping.views:  # a network without units
             continue
         if isinstance(penalty, Sum):
-            yield from _simple(replace(term, penalty=part) for part in penalty.parts)
+            yield from simple_terms(replace(term, penalty=part) for part in penalty.parts)
         elif isinstance(penalty, Scaled):
             strength = term.strength * penalty.factor
-            yield from _simple([replace(term, penalty=penalty.penalty, strength=strength)])
+            yield from simple_terms([replace(term, penalty=penalty.penalty, strength=strength)])
         else:
             yield term
 
@@ -199,14 +205,13 @@ def _floored(norms: list[Tensor]) -> tuple[Tensor, ...]:
     return torch._foreach_clamp_min(norms, [max(1e-30, torch.finfo(n.dtype).tiny) for n in norms])
 
 
-def _gradient(tensor: Tensor, shape: torch.Size) -> Tensor:
+def _gradient(tensor: Tensor, viewed: bool) -> Tensor:
     if tensor.grad is None:
         tensor.grad = torch.zeros_like(tensor)
-    if tensor.grad.shape == shape:
-        return tensor.grad
-    if tensor.grad.stride() != tensor.stride():  # what is a view of the tensor may be none of its gradient
+    # What is a view of the tensor may be none of its gradient.
+    if viewed and tensor.grad.stride() != tensor.stride():
         tensor.grad = torch.empty_like(tensor).copy_(tensor.grad)
-    return tensor.grad.view(shape)
+    return tensor.grad
 
 
 def _add_autograd_(term: Term, tensors: Mapping[str, Tensor]) -> None:
@@ -216,4 +221,4 @@ def _add_autograd_(term: Term, tensors: Mapping[str, Tensor]) -> None:
         value = term.strength * term.penalty(term.grouping.of(leaves))
         gradients = torch.autograd.grad(value, list(leaves.values()))
     for name, gradient in zip(names, gradients, strict=True):
-        _gradient(tensors[name], gradient.shape).add_(gradient)
+        _gradient(tensors[name], viewed=False).add_(gradient)

@@ -7,7 +7,7 @@ One folder for each work: ``claims.toml`` (what was published, where, how sure t
 
 from gracile.papers.ledger import Ledger, Line, Record, ledger, record
 from gracile.papers.registry import SCALES, Claim, Result, Scale, Work, run, work, works
-from gracile.papers.table import insert, markdown
+from gracile.papers.table import criteria, insert, markdown
 
 __all__ = [
     "SCALES",
@@ -18,6 +18,7 @@ __all__ = [
     "Result",
     "Scale",
     "Work",
+    "criteria",
     "insert",
     "ledger",
     "markdown",

@@ -12,22 +12,21 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from gracile.cost import Table, Timing, measure, tabulate, time_on_thread
-from gracile.cost.measure import Timer
-from gracile.errors import GracileError, RefusedError, UsageError
-from gracile.graph import Block, Graph, watch
+from gracile.cost import Table, Timing, tabulate
+from gracile.errors import GracileError, RefusedError
+from gracile.graph import Block, Graph
 from gracile.pipeline.search import find
+from gracile.pipeline.site import SLACK, Clock, Site, require_one, sentence
 from gracile.pipeline.trade import Stop, descend, losses
 from gracile.reduce import Importance, Limits, Reduction, apply_, magnitude, make_attention_explicit_, remove
 from gracile.reduce.copies import duplicate
 from gracile.reduce.select import scores
 
-SLACK = 0.02  # of the asked latency: what is measured below this much above it meets it
 _MISSES = 4  # how often a result that misses is corrected
 
 
@@ -50,7 +49,7 @@ class Fitted:
     asked: float
     dense: Timing
     reduced: Timing
-    clock: Literal["wall", "processor"]
+    clock: Clock
     lowest: float
     widths: Mapping[str, tuple[int, int]]
 
@@ -60,13 +59,7 @@ class Fitted:
         return 1 / self.reduced.speedup
 
     def __str__(self) -> str:
-        threads = "1 thread" if self.reduced.threads == 1 else f"{self.reduced.threads} threads"
-        asked, found = (1e3 * s for s in (self.asked * self.dense.median_s, self.reduced.median_s))
-        return (
-            f"asked {asked:.3g} ms ({self.asked:.1%} of the dense network), "
-            f"measured {found:.3g} ms ({self.ratio:.1%}) by the {self.clock} clock; "
-            f"{threads}, {self.reduced.device}"
-        )
+        return sentence(self.asked, self.dense, self.reduced, self.clock)
 
 
 @final
@@ -122,7 +115,7 @@ def to_latency(
     >>> fitted.ratio < 0.7, fitted.reduction.verdict.kind
     (True, 'exact')
     """
-    site = _Site.of(model, inputs, named, dense, threads)
+    site = Site.of(model, inputs, named, dense, threads)
     scouted = scout(
         model, *inputs, latency_s=latency_s, share=share, limits=limits, threads=threads, limit_s=limit_s,
         dense=dense, announce=announce, progress=progress, **named,
@@ -148,15 +141,8 @@ def scout(
     Raises:
         RefusedError, UsageError: as :func:`to_latency`.
     """
-    if (latency_s is None) == (share is None):
-        raise UsageError(
-            "fitting to a latency", got=f"latency_s={latency_s}, share={share}", expected="one of them"
-        )
-    if not 0 < (latency_s or share or 0) < float("inf"):
-        raise UsageError(
-            "fitting to a latency", got=f"{latency_s or share}", expected="a positive, finite number"
-        )
-    site = _Site.of(model, inputs, named, dense, threads)
+    require_one(latency_s, share)
+    site = Site.of(model, inputs, named, dense, threads)
     limits = limits or Limits()
     announce("Timing the dense network and the narrowest one allowed")
     narrowest = remove(
@@ -205,13 +191,13 @@ def fit_to(
     Raises:
         RefusedError, UsageError: as :func:`to_latency`.
     """
-    site = _Site.of(model, inputs, named, dense, scouted.threads)
+    site = Site.of(model, inputs, named, dense, scouted.threads)
     return _fit(model, site, scouted, importance, limits or Limits(), announce)
 
 
 def _fit(
     model: nn.Module,
-    site: _Site,
+    site: Site,
     scouted: Scouted,
     importance: Importance,
     limits: Limits,
@@ -327,58 +313,3 @@ def _left(graph: Graph, reduction: Reduction) -> dict[str, tuple[int, int]]:
             gone += kept is not None and piece.indices[0] not in kept
         found[key(graph, block)] = (len(block.units), len(block.units) - gone)
     return found
-
-
-@final
-@dataclass(frozen=True)
-class _Site:
-    """Where networks are timed: the example, the dense network to compare with, and the threads."""
-
-    inputs: tuple[Any, ...]
-    named: dict[str, Any]
-    dense: nn.Module
-    threads: int
-
-    @staticmethod
-    def of(
-        model: nn.Module,
-        inputs: tuple[Any, ...],
-        named: dict[str, Any],
-        dense: nn.Module | None,
-        threads: int,
-    ) -> _Site:
-        return _Site(inputs, named, duplicate(dense or model).eval(), threads)
-
-    def run(self, network: nn.Module) -> object:
-        return network(*self.inputs, **self.named)
-
-    def timed(self, network: nn.Module, rounds: int) -> tuple[Timing, Timing, Literal["wall", "processor"]]:
-        """Dense and reduced in turns, by the wall clock if the machine is calm enough for it to tell."""
-        network.eval()
-        found = self._measured(network, rounds, None)
-        busy = any(timing.disturbed > rounds // 3 for timing in found)
-        if busy and self._alone:
-            return *self._measured(network, rounds, time_on_thread), "processor"
-        return *found, "wall"
-
-    def ratio(self, network: nn.Module) -> float:
-        """Quick latency over the dense network's; on one thread of a CPU, other programs are not in it."""
-        timer = time_on_thread if self._alone else None
-        return 1 / self._measured(network.eval(), 9, timer)[1].speedup
-
-    def _measured(self, network: nn.Module, rounds: int, timer: Timer | None) -> tuple[Timing, Timing]:
-        tensors = [x for x in self.inputs if isinstance(x, Tensor)]  # they tell the device
-        calls = {"dense": lambda *_: self.run(self.dense), "reduced": lambda *_: self.run(network)}
-        found = measure(calls, *tensors, rounds=rounds, threads=self.threads, timer=timer)
-        return found["dense"], found["reduced"]
-
-    @property
-    def _alone(self) -> bool:
-        """Whether the calling thread of a CPU does all the work."""
-        return self.threads == 1 and not any(p.is_cuda for p in self.dense.parameters())
-
-    def watched(self, model: nn.Module) -> tuple[Graph, nn.Module]:
-        """A graph, and the copy that it is of."""
-        work = duplicate(model).eval()
-        make_attention_explicit_(work)
-        return watch(work, *self.inputs, **self.named), work

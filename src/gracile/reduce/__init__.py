@@ -10,8 +10,11 @@ from gracile.reduce.budget import Limits, parameters_left, within
 from gracile.reduce.bypass import Bypass, Silent
 from gracile.reduce.drop import drop
 from gracile.reduce.export import export_onnx
+from gracile.reduce.factorize import factorize, pairs
 from gracile.reduce.fold import Fold, fold
 from gracile.reduce.importance import Importance, activation, batch_norm_scale, magnitude, taylor
+from gracile.reduce.quantize import Quantized, quantize
+from gracile.reduce.ranks import left_alone, paying, ranks_by_energy
 from gracile.reduce.refusal import Refusal
 from gracile.reduce.remove import Reduction, remove
 from gracile.reduce.replay import UnprovenError
@@ -26,6 +29,7 @@ __all__ = [
     "Fold",
     "Importance",
     "Limits",
+    "Quantized",
     "Reduction",
     "Refusal",
     "Silent",
@@ -38,12 +42,18 @@ __all__ = [
     "dead_blocks",
     "drop",
     "export_onnx",
+    "factorize",
     "fold",
+    "left_alone",
     "load",
     "magnitude",
     "make_attention_explicit_",
+    "pairs",
     "parameters_left",
+    "paying",
+    "quantize",
     "random_units",
+    "ranks_by_energy",
     "remove",
     "save",
     "smallest",

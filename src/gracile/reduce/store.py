@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from gracile.graph.cut import Cut
 from gracile.reduce.apply import apply_, named_tensors, owner_of, plain_of, refresh_
 from gracile.reduce.attention import Attention, make_attention_explicit_
 from gracile.reduce.copies import duplicate
+from gracile.reduce.factorize import split_
 
 FORMAT = "gracile reduced model"
 VERSION = 1
@@ -37,11 +39,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Factored:
+    """Layers that became two of low rank, after so many of the cuts."""
+
+    after: int
+    ranks: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Structure:
     """The content of ``structure.json``.
 
     ``model`` is the qualified name of the class, for people to read; ``attention`` lists where
-    ``nn.MultiheadAttention`` was made explicit, dropped later or not; ``cuts`` are replayed in order.
+    ``nn.MultiheadAttention`` was made explicit, dropped later or not; ``cuts`` are replayed in order, and
+    ``factored`` between them.
     """
 
     format: str
@@ -51,15 +62,48 @@ class Structure:
     cuts: list[Cut]
     tensors: dict[str, Entry]
     sha256: str
+    factored: list[Factored] = field(default_factory=list)
+
+    @staticmethod
+    def of(
+        model: nn.Module, steps: tuple[Cut | Mapping[str, int], ...], tensors: dict[str, Tensor], digest: str
+    ) -> Structure:
+        cuts = [step for step in steps if isinstance(step, Cut)]
+        before = [sum(isinstance(step, Cut) for step in steps[:n]) for n in range(len(steps))]
+        return Structure(
+            format=FORMAT,
+            version=VERSION,
+            model=f"{type(model).__module__}.{type(model).__qualname__}",
+            attention=[
+                *(n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Attention)),
+                *(name for cut in cuts for dropped in cut.dropped.values() for name in dropped.attention),
+            ],
+            cuts=cuts,
+            tensors={name: _entry(tensor) for name, tensor in tensors.items()},
+            sha256=digest,
+            factored=[
+                Factored(after, dict(step))
+                for after, step in zip(before, steps, strict=True)
+                if not isinstance(step, Cut)
+            ],
+        )
+
+    def steps(self) -> Iterator[Cut | dict[str, int]]:
+        """Cuts and ranks in the order in which they were made."""
+        for number, cut in enumerate([None, *self.cuts]):
+            if cut is not None:
+                yield cut
+            yield from (factored.ranks for factored in self.factored if factored.after == number)
 
 
-def save(folder: str | Path, model: nn.Module, *cuts: Cut) -> Path:
+def save(folder: str | Path, model: nn.Module, *cuts: Cut | Mapping[str, int]) -> Path:
     """Write a reduced model to ``folder``; return the path of its structure file.
 
     Args:
         folder: made if it is missing; an older version in it is replaced atomically.
         model: the model after all ``cuts``.
-        cuts: every cut made since the model was built, the first one first.
+        cuts: everything that was done since the model was built, the first one first: cuts, and the ranks
+            that were given to :func:`gracile.reduce.factorize`.
 
     Raises:
         UsageError: the model keeps state that is no tensor (``get_extra_state``), or a tensor of a dtype that
@@ -81,7 +125,9 @@ def save(folder: str | Path, model: nn.Module, *cuts: Cut) -> Path:
             raise UsageError(
                 f"saving to '{folder}'", got=f"extra state in module {name!r}", expected="tensors only"
             )
-    tensors = dict(named_tensors(model, once=True)) | plain_of(model, cuts)
+    tensors = dict(named_tensors(model, once=True)) | plain_of(
+        model, [cut for cut in cuts if isinstance(cut, Cut)]
+    )
     try:
         draft = write_tensors(folder / "weights.safetensors", tensors)
     except (KeyError, ValueError) as error:
@@ -92,19 +138,7 @@ def save(folder: str | Path, model: nn.Module, *cuts: Cut) -> Path:
         ) from error
     digest = _digest(draft)
     draft.replace(_weights(folder, digest))
-    structure = Structure(
-        format=FORMAT,
-        version=VERSION,
-        model=f"{type(model).__module__}.{type(model).__qualname__}",
-        attention=[
-            *(name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Attention)),
-            *(name for cut in cuts for dropped in cut.dropped.values() for name in dropped.attention),
-        ],
-        cuts=list(cuts),
-        tensors={name: _entry(tensor) for name, tensor in tensors.items()},
-        sha256=digest,
-    )
-    path = write_json(folder / STRUCTURE, structure)
+    path = write_json(folder / STRUCTURE, Structure.of(model, cuts, tensors, digest))
     for old in folder.glob("weights-*.safetensors"):
         if old != _weights(folder, digest) and re.fullmatch(r"weights-[0-9a-f]{16}", old.stem):
             old.unlink()
@@ -136,12 +170,17 @@ def load(folder: str | Path, fresh: nn.Module) -> nn.Module:
     if _digest(weights) != structure.sha256:
         raise _wrong(weights, "other content than was written", f"SHA-256 {structure.sha256}")
     _compare(weights, tensors, structure)
+    if any(not 0 <= factored.after <= len(structure.cuts) for factored in structure.factored):
+        raise _wrong(path, "layers factored after cuts that are not there", f"0 to {len(structure.cuts)}")
     model = duplicate(fresh)
     try:
         make_attention_explicit_(model, structure.attention)
-        for cut in structure.cuts:
-            _own_attributes(model, fresh, cut)
-            apply_(model, cut)
+        for step in structure.steps():
+            if isinstance(step, Cut):
+                _own_attributes(model, fresh, step)
+                apply_(model, step)
+            else:
+                split_(model, step)
     except GracileError as error:
         raise FileError(
             f"reading '{path}'",

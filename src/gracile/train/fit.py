@@ -30,6 +30,7 @@ from gracile.train.method import Method, Run
 from gracile.train.schedule import Schedule, constant
 from gracile.train.splits import Splits
 from gracile.train.standing import Standing, resume, save
+from gracile.train.step import Step
 from gracile.train.task import Task, evaluate
 
 OptimizerOf = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -46,6 +47,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int = 64,
+    ghost_batch: int | None = None,
     optimizer: OptimizerOf | Optimizer = MOMENTUM_SGD,
     schedule: Schedule | None = None,
     methods: Sequence[Method] = (),
@@ -78,6 +80,9 @@ def fit(
         task: loss and score.
         epochs: passes over the training data.
         batch_size: samples in one step, over all ranks. A last, smaller batch is dropped.
+        ghost_batch: samples of one forward and backward pass on each rank. A batch is then taken in parts
+            whose gradients are averaged, each with batch-norm statistics and noise of its own, in the
+            memory of one part. ``None`` takes the whole batch at once.
         optimizer: made from the trainable parameters; or one that exists.
         schedule: factor of the learning rates as a function of progress; by default constant.
         methods: called in this order at every hook.
@@ -120,6 +125,10 @@ def fit(
     length = len(splits.train) // batch_size
     _require("batch_size", length > 0, batch_size, f"at most the {len(splits.train)} training samples")
     _require("batch_size", batch_size % world == 0, batch_size, f"a multiple of the {world} ranks")
+    share = batch_size // world
+    divides = isinstance(ghost_batch, int) and ghost_batch >= 1 and share % ghost_batch == 0
+    expected = f"a divisor of the {share} samples that a rank takes in one step"
+    _require("ghost_batch", ghost_batch is None or divides, ghost_batch, expected)
     randomness.seed(seed + rank)
     model.to(place)
     if not isinstance(optimizer, Optimizer):
@@ -137,6 +146,7 @@ def fit(
     identity = {
         "epochs": epochs,
         "batch size": batch_size,
+        "ghost batch": ghost_batch,
         "training samples": len(splits.train),
         "seed": seed,
         "ranks": world,
@@ -160,11 +170,10 @@ def fit(
             stack.callback(logger.close)
         loop = _Loop(
             run=run,
-            forward=forward,
+            step=Step(run, forward, task, methods, clip, ghost_batch),
             task=task,
             methods=methods,
             schedule=schedule or constant(),
-            clip=clip,
             standing=standing,
             checkpoints=checkpoints,
             loggers=writers,
@@ -175,7 +184,7 @@ def fit(
         while run.epoch < epochs and not run.stop:
             began = time.perf_counter()
             done = run.step - run.epoch * length
-            batches = _batches(splits.train, batch_size // world, run, done, seed, workers)
+            batches = _batches(splits.train, share, run, done, seed, workers)
             loop.train(batches, end=(run.epoch + 1) * length)
             ranks.share_buffers_(model, world)
             found = evaluate(model, splits.validation, task, batch_size, rank, world)
@@ -216,11 +225,10 @@ class _Loop:
     """The parts of one call of :func:`fit`, and what is done with them again and again."""
 
     run: Run
-    forward: nn.Module
+    step: Step
     task: Task
     methods: Sequence[Method]
     schedule: Schedule
-    clip: float | None
     standing: Standing
     checkpoints: Checkpoints | None
     loggers: Sequence[Logger]
@@ -253,29 +261,6 @@ class _Loop:
             every = self.checkpoints.every if self.checkpoints else 0
             if self.checkpoints and every and run.step % every == 0 and run.step < end:
                 save(self.checkpoints, run, self.methods, standing)
-
-    def step(self, inputs: Tensor, target: Tensor) -> Tensor:
-        """One optimizer step; returns the loss without what methods add, still on the device."""
-        run = self.run
-        for method in self.methods:
-            method.before_forward(run)
-        plain = loss = self.task.loss(self.forward(inputs), target)
-        for method in self.methods:
-            loss = method.loss(run, loss)
-        run.optimizer.zero_grad()
-        loss.backward()  # with several ranks this averages the gradients
-        for method in self.methods:
-            method.after_backward(run)
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(run.model.parameters(), self.clip)
-        for method in self.methods:
-            method.gradients(run)
-        run.optimizer.step()
-        for method in self.methods:
-            method.after_step(run)
-        for method in self.methods:
-            method.mask(run)
-        return plain.detach()
 
     def close_epoch(self, found: Metrics, patience: int | None, keep_best: bool, seconds: float) -> None:
         """Record the epoch, let methods and patience decide whether it was the last, checkpoint."""

@@ -26,7 +26,8 @@ class MethodsCallback(TrainerCallback or object):  # type: ignore[misc]
     This Trainer shows a callback neither the loss nor the gradients before they are clipped. So what
     ``Method.loss`` adds must not depend on the batch (a penalty does not): it is differentiated by itself,
     and its gradient is added after clipping, as are the effects of ``after_backward``. Without
-    clipping (``max_grad_norm=0``) the result is that of :func:`gracile.train.fit`.
+    clipping (``max_grad_norm=0``) the result is that of :func:`gracile.train.fit`. Accumulated batches share
+    one ``before_forward``, hence one draw of noise; when a pass raises, what it changed is left as it is.
 
     The methods' state lies in each of the Trainer's checkpoints, in the folder ``gracile``.
 
@@ -91,9 +92,13 @@ class MethodsCallback(TrainerCallback or object):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         added = nothing = torch.zeros((), device=self.run.device)
         for method in self.methods:
+            method.after_forward(self.run)
+        for method in self.methods:
             added = method.loss(self.run, added)
         if added is not nothing:
             _add_gradient_(added, self.run.model)
+        for method in reversed(self.methods):
+            method.undo(self.run)
         for method in self.methods:
             method.after_backward(self.run)
         for method in self.methods:

@@ -102,11 +102,15 @@ class MethodsCallback(Callback or object):  # type: ignore[misc]
         factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1.0)
         given = changed = loss * factor if factor != 1.0 else loss
         for method in self.methods:
+            method.after_forward(self.run)
+        for method in self.methods:
             changed = method.loss(self.run, changed)
         if changed is not given:
             loss.copy_(changed / factor if factor != 1.0 else changed)
 
     def on_after_backward(self, trainer: Any, module: Any) -> None:
+        for method in reversed(self.methods):
+            method.undo(self.run)
         for method in self.methods:
             method.after_backward(self.run)
 
@@ -125,6 +129,8 @@ class MethodsCallback(Callback or object):  # type: ignore[misc]
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         self._undo.close()
+        for method in reversed(self.methods if self._run else ()):
+            method.undo(self.run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"methods": [method.state_dict() for method in self.methods]}

@@ -62,8 +62,11 @@ class Method:
 
     The order of one step is fixed::
 
-        before_forward -> forward -> loss -> backward -> after_backward
-        -> [average over ranks, clip] -> gradients -> [optimizer step] -> after_step -> mask
+        before_forward -> forward -> after_forward -> loss -> backward -> undo -> after_backward
+        -> [average, clip] -> gradients -> [optimizer step] -> after_step -> mask
+
+    A batch that is taken in parts (``fit(ghost_batch=...)``) goes through the first line once for every
+    part, with gradients that add up, and through the second line once.
 
     ``start`` comes once before the first step, also when a run is resumed; what ``load_state_dict``
     brings back comes after it. ``after_epoch`` and ``finish`` close an epoch and the run. With
@@ -77,12 +80,23 @@ class Method:
     def before_forward(self, run: Run) -> None:
         """Change the model for this forward and backward pass, e.g. add noise to its weights."""
 
+    def after_forward(self, run: Run) -> None:
+        """Stop watching the forward pass: in ``loss`` other methods may run the model once more."""
+
     def loss(self, run: Run, loss: Tensor) -> Tensor:
         """Return the loss to differentiate: ``loss`` plus what this method adds to it."""
         return loss
 
+    def undo(self, run: Run) -> None:
+        """Take back what ``before_forward`` changed, once the gradients have been computed.
+
+        Also called when the forward or backward pass raised or was interrupted, and then perhaps without
+        ``before_forward`` having come to its end. The methods are called in reverse order: what was put on
+        last comes off first.
+        """
+
     def after_backward(self, run: Run) -> None:
-        """Undo what ``before_forward`` did; change gradients before they are clipped."""
+        """Change gradients, which are those of all parts so far, before they are clipped."""
 
     def gradients(self, run: Run) -> None:
         """Add to the gradients, averaged and clipped; what is added enters the momentum."""

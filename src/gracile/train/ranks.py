@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -58,6 +61,13 @@ def wrap(model: nn.Module, device: torch.device, ranks: int) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
+def apart(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it a backward pass averages nothing over ranks; the next one outside averages the sum."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return cast(AbstractContextManager[None], model.no_sync())
+    return nullcontext()
+
+
 def add_(values: Tensor, ranks: int) -> Tensor:
     """Sum ``values`` over all ranks, in place."""
     if ranks > 1:
@@ -72,11 +82,40 @@ def least_(values: Tensor, ranks: int) -> Tensor:
     return values
 
 
+def beside(own: Tensor, ranks: int) -> Tensor:
+    """The rows of every rank, in order of rank; those of this rank keep their gradient, the others have none.
+
+    What is computed from it is the same on all ranks. Each rank then has its part of the gradient: times
+    ``ranks`` and averaged over them, as the gradients of a step are, the parts make the whole.
+
+    Args:
+        own: as many rows on every rank.
+        ranks: processes that train together.
+
+    >>> beside(torch.ones(2, 3), ranks=1).shape
+    torch.Size([2, 3])
+    """
+    if ranks == 1:
+        return own
+    rows = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(ranks)]
+    dist.all_gather(rows, own.detach().contiguous())
+    rows[dist.get_rank()] = own
+    return torch.cat(rows)
+
+
 def share_buffers_(model: nn.Module, ranks: int) -> None:
     """Give every rank the buffers of rank 0 (batch-norm statistics), before they are evaluated or saved."""
-    if ranks > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+    share_(model.buffers(), ranks)
+
+
+@torch.no_grad()
+def share_(tensors: Iterable[Tensor], ranks: int) -> None:
+    """Give every rank the values that rank 0 has, in place."""
+    for tensor in tensors if ranks > 1 else ():
+        together = tensor.detach().contiguous()
+        dist.broadcast(together, src=0)
+        if together.data_ptr() != tensor.data_ptr():
+            tensor.copy_(together)
 
 
 def gather(content: bytes, device: torch.device, ranks: int) -> list[bytes]:

@@ -116,8 +116,24 @@ def tanh_ramp(steepness: float = 10.0) -> Schedule:
     return lambda progress: 0.5 * (math.tanh(steepness * (progress - 0.5)) + 1.0)
 
 
+def logistic_ramp(steepness: float = 10.0) -> Schedule:
+    """From 0 to 1, fast at first: 2 / (1 + exp(-steepness * progress)) - 1.
+
+    For an adversary that must have learned something before it is listened to.
+
+    Source: Ganin et al. (2016), section 5.2.2, with steepness 10.
+
+    >>> ramp = logistic_ramp()
+    >>> ramp(0.0), round(ramp(0.1), 4), round(ramp(0.5), 4)
+    (0.0, 0.4621, 0.9866)
+    """
+    if not 0.0 < steepness < math.inf:
+        raise UsageError("logistic schedule", got=f"steepness={steepness}", expected="a positive number")
+    return lambda progress: 2.0 / (1.0 + math.exp(-steepness * progress)) - 1.0
+
+
 def sqrt_decay(steps: int, power: float = 0.55) -> Schedule:
-    """Falls from 1 like sqrt(1 / (1 + t)^power), with t the optimizer steps done (T1 (SmoothOut), ``anneal``).
+    """Falls from 1 as sqrt(1 / (1 + t)^power), with t the optimizer steps done (T1 (SmoothOut), ``anneal``).
 
     Args:
         steps: of the whole run.

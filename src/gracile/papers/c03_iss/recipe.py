@@ -1,13 +1,19 @@
 """C3: hidden units of stacked LSTMs learned away, against the dense network and against direct design.
 
-Three networks see the same data for as many epochs with the same optimizer, rates, clipping and dropout:
-the *dense* one; one whose units are penalized in the first epochs, removed, and trained on for the rest
-(*ISS*); and one that has the sizes of the second from the start (*direct design*). The rate is constant
-while structure is learned and then falls to zero along half a cosine, for all three. Test data only report.
+Three networks see the same data for as many epochs with the same optimizer, rates and clipping: the *dense*
+one; one that starts from it half-trained, whose units then go by group Lasso over their components and are
+removed, and which is trained on for the rest (*ISS*); and one that has the sizes of the second from the start
+(*direct design*). The rate is constant until structure has been learned and then falls to zero along half a
+cosine, for all three. The narrow networks have less dropout than the dense one. Test data only report.
+
+How many units go is a setting; the strength finds itself (:class:`gracile.train.Reach`). Only the smallest
+components pay the penalty, so that those that stay do not shrink with them.
 
 At scale ``cpu`` only the first :data:`TOKENS` words of the training text are learned from (validation and
 test text are whole); windows are shuffled, and each is read from an empty memory, also when perplexity is
-measured. Matrix products of the training are rounded to bfloat16, those of the results are not.
+measured. Matrix products of the training are rounded to bfloat16, those of the results are not. Every part of
+a training has a seed of its own: with one seed for all, a network would meet the same batches under the same
+dropout masks again, and would learn them by heart.
 """
 
 from __future__ import annotations
@@ -21,47 +27,47 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gracile.algebra import Lasso, Term
 from gracile.cost import count, measure
 from gracile.graph import Graph, watch
 from gracile.papers.registry import Result, Scale
 from gracile.reduce import dead, remove
 from gracile.train import (
     Method,
+    Reach,
     Schedule,
     Splits,
-    Structure,
     Task,
     classification,
     cosine,
     evaluate,
     fit,
     language_modeling,
-    warmup,
 )
 from gracile.zoo import LSTMClassifier, LSTMLanguageModel, Windows, digits, ptb
 
 GONE = 50.0  # percent of the hidden units of each layer that have to go
 WORSE = 2.0  # percent of perplexity, or points of accuracy, that this may cost
-TOKENS = 300_000  # of 929589: what two shared cores can read eight times over in each of three trainings
-CUT = 1e-2  # a unit without a larger weight goes: at a constant rate the penalty leaves about as much
-WARMUP = 0.3  # share of the epochs with penalty over which it grows to its strength
+TOKENS = 200_000  # of 929589: what one shared core can read twelve times over in each of three trainings
+BY = 0.8  # the part of the epochs with penalty by which the units are gone
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """Data, network, epochs with the penalty and after it, strength of each layer, optimizer.
+    """Data, network, epochs before the penalty, with it and after removal, share of the units that goes.
 
-    ``batches`` are the batch sizes of the measured latency.
+    ``dropout`` is that of the dense network and of the narrow ones, ``batches`` are the batch sizes of the
+    measured latency.
     """
 
     splits: Callable[[int], Splits]
     task: Task
-    network: Callable[[Sequence[int]], nn.Module]
+    network: Callable[[Sequence[int], float], nn.Module]
     widths: tuple[int, int]
+    dropout: tuple[float, float]
+    grow: int
     learn: int
     tune: int
-    strengths: tuple[float, float]
+    share: float
     optimizer: Callable[..., torch.optim.Optimizer]
     clip: float
     batch_size: int
@@ -84,11 +90,13 @@ _SETTINGS: dict[Scale, _Setting] = {
     "tiny": _Setting(
         digits,
         classification(),
-        lambda widths: LSTMClassifier(8, 10, widths),
+        lambda widths, dropout: LSTMClassifier(8, 10, widths, dropout=dropout),
         widths=(64, 64),
-        learn=40,
+        dropout=(0.2, 0.2),
+        grow=20,
+        learn=20,
         tune=30,
-        strengths=(6.5e-3, 6.5e-3),
+        share=0.52,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         clip=1.0,
         batch_size=32,
@@ -97,11 +105,13 @@ _SETTINGS: dict[Scale, _Setting] = {
     "cpu": _Setting(
         _text,
         language_modeling(),
-        lambda widths: LSTMLanguageModel(10_000, widths, embedding=200, dropout=0.3),
-        widths=(256, 256),
-        learn=3,
+        lambda widths, dropout: LSTMLanguageModel(10_000, widths, embedding=200, dropout=dropout),
+        widths=(400, 400),
+        dropout=(0.5, 0.35),
+        grow=5,
+        learn=2,
         tune=5,
-        strengths=(3e-4, 4.5e-4),
+        share=0.52,
         optimizer=partial(torch.optim.SGD, lr=20.0),
         clip=0.25,
         batch_size=10,
@@ -116,18 +126,24 @@ def run(scale: Scale, seed: int) -> list[Result]:
     splits = setting.splits(seed)
     example = splits.validation[0][0].unsqueeze(0)
     torch.manual_seed(seed)
-    start = setting.network(setting.widths)
+    dense = setting.network(setting.widths, setting.dropout[0])
+    grow, learn, tune = (10 * seed + part for part in range(3))  # seeds of the parts
+    _train(dense, splits, setting, setting.grow, grow)
 
-    learned = copy.deepcopy(start)
-    structure = penalty(watch(learned, example), learned, setting.strengths)
-    _train(learned, splits, setting, setting.learn, seed, structure)
+    learned = copy.deepcopy(dense)
+    reach = penalty(watch(learned, example), learned, setting.share)
+    _train(learned, splits, setting, setting.learn, learn, reach)
     reduction = remove(learned, example, units=gone)
     iss = reduction.model
-    _train(iss, splits, setting, setting.tune, seed, schedule=cosine())
+    iss.get_submodule("dropout").p = setting.dropout[1]
+    _train(iss, splits, setting, setting.tune, tune, schedule=cosine())
 
     torch.manual_seed(seed)
-    direct = _whole(setting.network(widths(iss)), splits, setting, seed)
-    dense = _whole(start, splits, setting, seed)
+    direct = setting.network(widths(iss), setting.dropout[1])
+    _train(direct, splits, setting, setting.grow, grow)
+    for network in (direct, dense):
+        _train(network, splits, setting, setting.learn, learn)
+        _train(network, splits, setting, setting.tune, tune, schedule=cosine())
     return [
         *_scores({"dense": dense, "ISS": iss, "direct design": direct}, splits, setting),
         *_sizes(dense, iss),
@@ -141,11 +157,9 @@ def run(scale: Scale, seed: int) -> list[Result]:
     ]
 
 
-def penalty(graph: Graph, model: nn.Module, strengths: Sequence[float]) -> Structure:
-    """Group Lasso on the hidden units of each LSTM, the strength growing over the first epochs."""
-    groupings = [graph.grouping([block]) for block in hidden(graph, model).values()]
-    terms = [Term(g, Lasso(), strength) for g, strength in zip(groupings, strengths, strict=True)]
-    return Structure(terms, schedule=warmup(WARMUP))
+def penalty(graph: Graph, model: nn.Module, share: float) -> Reach:
+    """Group Lasso on the smallest ``share`` of the hidden units of each LSTM, until they are gone."""
+    return Reach([graph.grouping([block]) for block in hidden(graph, model).values()], share, by=BY)
 
 
 def hidden(graph: Graph, model: nn.Module) -> dict[str, int]:
@@ -165,19 +179,12 @@ def hidden(graph: Graph, model: nn.Module) -> dict[str, int]:
 def gone(graph: Graph, model: nn.Module) -> list[int]:
     """Hidden units that the penalty left nothing of; what they are fed with stays as wide as it is."""
     units = {unit for block in hidden(graph, model).values() for unit in graph.blocks[block].units}
-    return [unit for unit in dead(graph, model, threshold=CUT) if unit in units]
+    return [unit for unit in dead(graph, model) if unit in units]
 
 
 def widths(model: nn.Module) -> tuple[int, ...]:
     """Hidden units of each LSTM."""
     return tuple(module.hidden_size for module in model.modules() if isinstance(module, nn.LSTM))
-
-
-def _whole(model: nn.Module, splits: Splits, setting: _Setting, seed: int) -> nn.Module:
-    """Train a network of fixed sizes in the same two parts."""
-    _train(model, splits, setting, setting.learn, seed)
-    _train(model, splits, setting, setting.tune, seed, schedule=cosine())
-    return model
 
 
 def _train(

@@ -15,6 +15,7 @@ from gracile.errors import UsageError
 from gracile.train import Splits
 from gracile.zoo.data.cifar10 import cifar10
 from gracile.zoo.data.digits import digits
+from gracile.zoo.data.domains import DOMAINS, Vectors, domain, domain_available
 from gracile.zoo.data.images import Images
 from gracile.zoo.data.mnist import fashion_mnist, mnist
 from gracile.zoo.data.ptb import Windows, ptb
@@ -22,12 +23,16 @@ from gracile.zoo.data.source import present
 from gracile.zoo.data.speech import Clips, speech
 
 __all__ = [
+    "DOMAINS",
     "Clips",
     "Images",
+    "Vectors",
     "Windows",
     "available",
     "cifar10",
     "digits",
+    "domain",
+    "domain_available",
     "fashion_mnist",
     "load",
     "loaders",

@@ -10,6 +10,10 @@ from gracile.errors import FileError
 
 CHECKSUMS = {
     "cifar10/cifar10_jpeg.npz": "8cc2f4f0d9e2e8d4342674722297e2061519294c73710d23add9c86a7898f9d8",
+    "domain-adaptation/office_caltech10_surf_l10.npz": (
+        "b15f55b9dd2cd0a16c1b09e601d6b4ee1dca74a6942f0bf6f27677b95d2103e5"
+    ),
+    "domain-adaptation/usps_16x16.npz": "48b92a979e2d4bc576f0f1366048e365c8c525f6239bd16a4955b1616384240d",
     "fashion-mnist/t10k-images-idx3-ubyte.gz": (
         "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"
     ),
@@ -53,7 +57,7 @@ def data_folder(folder: str | Path | None = None) -> Path:
         raise FileError(
             "looking for data",
             got=f"'{path}', which is {'a file' if path.exists() else 'not there'}",
-            expected="a folder with one subfolder per data set (mnist, fashion-mnist, cifar10, ptb, speech)",
+            expected="a folder with one subfolder per data set (mnist, fashion-mnist, cifar10, ptb, ...)",
         )
     return path
 

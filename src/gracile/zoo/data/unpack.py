@@ -77,9 +77,13 @@ def read_idx(data: bytes, name: str, dimensions: int) -> Array:
 
 
 def read_npz(
-    data: bytes, name: str, columns: Mapping[str, str], limit: int | None = None
+    data: bytes,
+    name: str,
+    columns: Mapping[str, str],
+    limit: int | None = None,
+    dimensions: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
-    """Read one-dimensional arrays from an npz archive.
+    """Read arrays from an npz archive.
 
     Args:
         data: the archive.
@@ -87,6 +91,7 @@ def read_npz(
         columns: array name -> dtype string it must have, e.g. ``{"labels": "|u1"}``.
         limit: most bytes of one unpacked array; by default the size of the archive, which suits one
             without compression.
+        dimensions: array name -> how many it must have; 1 where nothing is said.
 
     Raises:
         FileError: no zip archive, an array is missing or of another type, or its header declares
@@ -96,29 +101,31 @@ def read_npz(
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for column, dtype in columns.items():
+                axes = (dimensions or {}).get(column, 1)
                 most = len(data) if limit is None else limit
                 if (size := archive.getinfo(f"{column}.npy").file_size) > most:
                     raise _damaged(name, f"'{column}' of {size} bytes", f"at most {most} unpacked bytes")
-                arrays[column] = _read_npy(archive.read(f"{column}.npy"), f"{name}:{column}", dtype)
+                arrays[column] = _read_npy(archive.read(f"{column}.npy"), f"{name}:{column}", dtype, axes)
     except (zipfile.BadZipFile, KeyError, OSError, EOFError, NotImplementedError, zlib.error) as error:
         raise _damaged(name, str(error), f"an npz archive of {', '.join(columns)}") from error
     return arrays
 
 
-def _read_npy(data: bytes, name: str, dtype: str) -> Array:
+def _read_npy(data: bytes, name: str, dtype: str, axes: int) -> Array:
     stream = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("an unknown version of the npy format")
-        shape, _, found = np.lib.format.read_array_header_1_0(stream)
+        shape, transposed, found = np.lib.format.read_array_header_1_0(stream)
     except (ValueError, EOFError) as error:
         raise _damaged(name, str(error), "an npy header") from error
-    if found.hasobject or found.str != dtype or len(shape) != 1:
-        raise _damaged(name, f"{found} of shape {shape}", f"one dimension of {np.dtype(dtype)}")
+    if found.hasobject or found.str != dtype or len(shape) != axes:
+        expected = "one dimension" if axes == 1 else f"{axes} dimensions"
+        raise _damaged(name, f"{found} of shape {shape}", f"{expected} of {np.dtype(dtype)}")
     values = data[stream.tell() :]
-    if shape[0] * found.itemsize != len(values):
-        raise _damaged(name, f"{len(values)} bytes of values", f"{shape[0]} times {found.itemsize}")
-    return np.frombuffer(values, found)
+    if prod(shape) * found.itemsize != len(values):
+        raise _damaged(name, f"{len(values)} bytes of values", f"{prod(shape)} times {found.itemsize}")
+    return np.frombuffer(values, found).reshape(shape, order="F" if transposed else "C")
 
 
 def _whole(unpacked: bytes, ended: bool, rest: bytes, name: str, limit: int) -> bytes:

@@ -14,6 +14,7 @@ from torch import nn
 
 from gracile.errors import UsageError
 from gracile.train import Splits
+from gracile.zoo.networks.conv_m import ConvM, ConvMNet, PlainConv, conv_m, conv_m_small, plain_small
 from gracile.zoo.networks.lenet import LeNet
 from gracile.zoo.networks.lstm import LSTMLanguageModel
 from gracile.zoo.networks.mlp import MLP
@@ -24,18 +25,25 @@ from gracile.zoo.networks.vgg import VGGSmall
 __all__ = [
     "MLP",
     "CifarResNet",
+    "ConvM",
+    "ConvMNet",
     "LSTMClassifier",
     "LSTMLanguageModel",
     "LeNet",
+    "PlainConv",
     "VGGSmall",
     "build",
+    "conv_m",
+    "conv_m_small",
     "models",
+    "plain_small",
     "resnet20",
     "resnet32",
     "resnet56",
 ]
 
 models: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "convm": conv_m_small,
     "lenet": LeNet,
     "lstm": lambda shape, classes: LSTMLanguageModel(classes),
     "lstmp": lambda shape, classes: LSTMClassifier(shape[-1], classes, projections=(64, 64)),

@@ -1,0 +1,1 @@
+"""C5: coordinating filters for faster deep neural networks (force regularization)."""

@@ -1,0 +1,1 @@
+"""C13: joint regularization on activations and weights."""

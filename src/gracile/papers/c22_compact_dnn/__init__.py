@@ -1,0 +1,1 @@
+"""C22: a compact DNN that adapts to other domains."""

@@ -1,0 +1,1 @@
+"""C23: direct sparse convolution and guided pruning."""

@@ -1,0 +1,1 @@
+"""T1: SmoothOut: smoothing out sharp minima."""
