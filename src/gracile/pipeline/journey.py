@@ -8,6 +8,7 @@ from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import final
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,11 @@ class Journey:
         return self.splits.train[0][0].unsqueeze(0)
 
     def train(self, stage: str, network: nn.Module, epochs: int, rate: float, *methods: Method) -> History:
-        """Train in place; a stage that was interrupted goes on from its checkpoints."""
+        """Train in place; a stage that was interrupted goes on from its checkpoints.
+
+        Every stage has a seed of its own: with one for all, it would begin with the batches and the dropout
+        masks of the stage before, which the network knows by heart.
+        """
         return fit(
             network,
             self.splits,
@@ -103,7 +108,7 @@ class Journey:
             # The rate falls to nothing: the last weights are the converged ones, and no epoch is
             # picked for its luck on a small validation set.
             select="last",
-            seed=self.seed,
+            seed=self.seed + crc32(stage.encode()) % 1_000_003,
             folder=self.folder / "checkpoints" / stage if self.folder else None,
             progress=self.progress,
         )

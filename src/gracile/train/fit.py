@@ -90,7 +90,8 @@ def fit(
         patience: stop after this many epochs without a better validation score.
         select: ``best`` keeps the weights of the best epoch; ``last`` those of the last, which is what
             learning structure wants: early epochs score well because nothing is zero yet.
-        seed: seeds Python, NumPy and PyTorch (plus the rank) and the order of the data.
+        seed: seeds Python, NumPy and PyTorch (plus the rank) and the order of the data. A second call with
+            the same seed repeats batches and dropout masks of the first; to train on, take another.
         folder: where checkpoints go; every epoch, or as :class:`Checkpoints` says.
         loggers: receive a row every ``log_every`` steps and every epoch.
         log_every: steps between rows. On GPUs and on many ranks also between checks for NaN.
