@@ -7,13 +7,13 @@ undo what another has made. An order is legal if nothing is undone later; :func:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import nn
 
-from gracile.algebra import Uniform, elements
+from gracile.algebra import Grouping, Uniform, elements
 from gracile.errors import RefusedError, UsageError
 from gracile.graph import Cut, watch
 from gracile.pipeline.journey import Journey
@@ -102,18 +102,16 @@ class LowRank(Stage):
         return replace(state, model=model, steps=(*state.steps, ranks))
 
 
-@final
 @dataclass(frozen=True)
-class Units(Stage):
-    """Learn away a share of every block's units, remove them, fine-tune (C6, C3).
+class Goal(Stage):
+    """A stage in which a share of something is learned away.
 
     Args:
         gone: the share, in (0, 1).
-        learn: epochs in which they go.
+        learn: epochs in which it goes.
         tune: epochs of fine-tuning what is left.
     """
 
-    makes: ClassVar[str] = _NARROW
     undoes: ClassVar[dict[str, str]] = {_FEW_BITS: _TRAINS}
 
     gone: float = 0.5
@@ -124,10 +122,23 @@ class Units(Stage):
         fine = 0 < self.gone < 1 and self.learn >= 1 and self.tune >= 0
         _require(self, fine, "a share in (0, 1) and at least one epoch in which it goes")
 
+    def learn_away(self, groupings: Iterable[Grouping], state: State, journey: Journey) -> None:
+        """Train the state's network in place until the share of every grouping is zero."""
+        name, rate = f"{len(state.made)} {type(self).__name__} learn", journey.plan.rate_learn
+        reach = Reach(groupings, self.gone)
+        journey.train(name, state.model, self.learn, journey.plan.rate * rate, reach, *state.holds)
+
+
+@final
+@dataclass(frozen=True)
+class Units(Goal):
+    """Learn away a share of every block's units, remove them, fine-tune (C6, C3); see :class:`Goal`."""
+
+    makes: ClassVar[str] = _NARROW
+
     def run(self, state: State, journey: Journey) -> State:
         graph = watch(state.model, journey.example)
-        reach = Reach([graph.grouping([block.id]) for block in graph.blocks], self.gone)
-        _learn(state.model, self, self.learn, reach, state, journey)
+        self.learn_away([graph.grouping([block.id]) for block in graph.blocks], state, journey)
         reduction = remove(state.model, journey.example)
         _tune(reduction.model, self, self.tune, state, journey)
         return replace(state, model=reduction.model, steps=(*state.steps, reduction.cut))
@@ -135,30 +146,16 @@ class Units(Stage):
 
 @final
 @dataclass(frozen=True)
-class Elements(Stage):
-    """Learn away a share of the single weights of every layer, and hold them at zero (C23).
-
-    Args:
-        gone: the share, in (0, 1).
-        learn: epochs in which they go.
-        tune: epochs of fine-tuning what is left.
-    """
+class Elements(Goal):
+    """Learn away a share of every layer's single weights, and hold them at zero (C23); see :class:`Goal`."""
 
     makes: ClassVar[str] = _SPARSE
-    undoes: ClassVar[dict[str, str]] = {_FEW_BITS: _TRAINS}
 
     gone: float = 0.8
-    learn: int = 6
-    tune: int = 4
-
-    def __post_init__(self) -> None:
-        fine = 0 < self.gone < 1 and self.learn >= 1 and self.tune >= 0
-        _require(self, fine, "a share in (0, 1) and at least one epoch in which it goes")
 
     def run(self, state: State, journey: Journey) -> State:
         weights = [name for name, p in state.model.named_parameters() if p.dim() > 1]
-        reach = Reach([elements(name) for name in weights], self.gone)
-        _learn(state.model, self, self.learn, reach, state, journey)
+        self.learn_away(map(elements, weights), state, journey)
         state = replace(state, made=state.made | {self.makes})
         _tune(state.model, self, self.tune, state, journey)
         return state
@@ -216,11 +213,6 @@ nothing. Hint: the factors of rounded weights are not rounded
 def _require(stage: Stage, fine: bool, expected: str) -> None:
     if not fine:
         raise UsageError("planning a stage", got=str(stage), expected=expected)
-
-
-def _learn(model: nn.Module, stage: Stage, epochs: int, reach: Reach, state: State, journey: Journey) -> None:
-    name = f"{len(state.made)} {type(stage).__name__} learn"
-    journey.train(name, model, epochs, journey.plan.rate * journey.plan.rate_learn, reach, *state.holds)
 
 
 def _tune(model: nn.Module, stage: Stage, epochs: int, state: State, journey: Journey) -> None:

@@ -85,7 +85,7 @@ def fit(
             memory of one part. ``None`` takes the whole batch at once.
         optimizer: made from the trainable parameters; or one that exists.
         schedule: factor of the learning rates as a function of progress; by default constant.
-        methods: called in this order at every hook.
+        methods: called in this order at every hook, in reverse order at ``undo``.
         clip: largest total norm of the gradients.
         patience: stop after this many epochs without a better validation score.
         select: ``best`` keeps the weights of the best epoch; ``last`` those of the last, which is what
