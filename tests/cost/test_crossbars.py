@@ -14,7 +14,7 @@ from gracile.errors import UsageError
 from gracile.reduce import factorize
 from gracile.zoo import LeNet
 
-# Matrices of C18's networks (inputs, outputs) and the ranks to which they were clipped.
+# Matrices of C18's networks (inputs, outputs), and ranks that give the areas of its abstract.
 NETWORKS = {
     "LeNet": ([(25, 20, 5), (500, 50, 12), (800, 500, 36), (500, 10, None)], 430_500, 13.62),
     "ConvNet": ([(75, 32, 12), (800, 32, 19), (800, 64, 22), (1024, 10, None)], 89_440, 51.81),

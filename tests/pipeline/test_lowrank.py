@@ -99,6 +99,23 @@ def test_what_cannot_be_met_is_refused():
         ranks_within(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2), left=0.5)
 
 
+class Idle(nn.Module):
+    """Has a layer, and computes something else."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.layer, self.of = nn.Linear(20, 20), of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(x) if self.of == "unknown" else x + 1
+
+
+@pytest.mark.parametrize("of", ["nothing", "unknown"])
+def test_costs_that_are_nothing_or_unknown_are_refused(of):
+    with pytest.raises(UsageError, match="known for all operators"):
+        ranks_within(Idle(of), torch.zeros(4, 4), left=0.5)
+
+
 class Wide(nn.Module):
     """Two layers that low rank makes faster, and one that it cannot."""
 

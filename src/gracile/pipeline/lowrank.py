@@ -99,6 +99,14 @@ def ranks_within(
             expected="0 < left <= 1, of 'macs' or 'parameters'",
         )
     rows = {row.layer: float(getattr(row, of)) for row in count(model, *inputs, **named).rows}
+    total = sum(rows.values())
+    if not total > 0:  # also where it is not a number
+        raise UsageError(
+            "choosing ranks",
+            got=f"{total:.3g} {of}",
+            expected="a cost that is known for all operators",
+            hint="gracile.cost.count(model, example).unmodeled names them",
+        )
     most = _candidates(model, layers)
     sizes = {name: matrix_of(model.get_submodule(name)).shape[1:] for name in most}
     # What does not shrink with the rank: the bias.
@@ -116,17 +124,17 @@ def ranks_within(
 
     def ratio(stop: Stop) -> float:
         factors = {name: share(name, rank) for name, rank in _lowered(stop, full).items()}
-        return sum(factors.get(name, 1.0) * cost for name, cost in rows.items()) / sum(rows.values())
+        return sum(factors.get(name, 1.0) * cost for name, cost in rows.items()) / total
 
     table, full = _table(rows, most, share)
     way = _way(model, table)
     stop = way[0] if ratio(way[0]) <= left else find(way, left, ratio)
-    if not ratio(stop) <= left:  # also where a cost is not known
+    if ratio(stop) > left:
         raise RefusedError(
             "choosing ranks",
             got=f"{left:.3g} of the {of}",
             expected=f"at least {ratio(stop):.3g}, the least that can be reached",
-            hint="cost.count(model, example).unmodeled" if np.isnan(ratio(stop)) else "remove units as well",
+            hint="remove units as well",
         )
     return _lowered(stop, full)
 

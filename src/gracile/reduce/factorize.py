@@ -108,6 +108,24 @@ def pairs(model: nn.Module) -> dict[str, nn.Sequential]:
     return {name: module for name, module in model.named_modules() if _is_pair(module)}
 
 
+def reasons(model: nn.Module) -> dict[str, str]:
+    """For every convolution and linear layer, by path, why it cannot be factored, or nothing.
+
+    >>> reasons(nn.Sequential(nn.Linear(3, 2), nn.ConvTranspose1d(3, 3, 1)))
+    {'0': '', '1': 'a transposed convolution'}
+    """
+    places = dict(model.named_modules(remove_duplicate=False))
+    paths = Counter(id(module) for module in places.values())
+    own = ((id(p) for p in module._parameters.values() if p is not None) for module in model.modules())
+    holders = Counter(chain.from_iterable(own))
+    layers = (*KINDS, nn.modules.conv._ConvNd)
+    return {
+        name: _reason(name, module, places, paths, holders)
+        for name, module in places.items()
+        if isinstance(module, layers)
+    }
+
+
 def refusal(operation: str, layer: nn.Module, reason: str) -> RefusedError:
     return RefusedError(
         operation,
@@ -133,24 +151,6 @@ def _chosen(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Module]:
                 f"factorizing '{name}'", got=f"rank {str(rank)[:40]}", expected=f"from 1 to {full}"
             )
     return {name: modules[name] for name in ranks}
-
-
-def reasons(model: nn.Module) -> dict[str, str]:
-    """For every convolution and linear layer, by path, why it cannot be factored, or nothing.
-
-    >>> reasons(nn.Sequential(nn.Linear(3, 2), nn.ConvTranspose1d(3, 3, 1)))
-    {'0': '', '1': 'a transposed convolution'}
-    """
-    places = dict(model.named_modules(remove_duplicate=False))
-    paths = Counter(id(module) for module in places.values())
-    own = ((id(p) for p in module._parameters.values() if p is not None) for module in model.modules())
-    holders = Counter(chain.from_iterable(own))
-    layers = (*KINDS, nn.modules.conv._ConvNd)
-    return {
-        name: _reason(name, module, places, paths, holders)
-        for name, module in places.items()
-        if isinstance(module, layers)
-    }
 
 
 def _reason(

@@ -1,0 +1,1 @@
+"""C18: rank clipping, and whole rows and columns of crossbars deleted."""
