@@ -143,9 +143,8 @@ def test_recipe_of_iss_on_a_few_epochs(monkeypatch) -> None:
     quick = iss._Setting(
         _grammar,
         language_modeling(),
-        lambda widths, dropout: LSTMLanguageModel(7, widths, embedding=6, dropout=dropout),
+        lambda widths: LSTMLanguageModel(7, widths, embedding=6, dropout=0.0),
         widths=(12, 10),
-        dropout=(0.1, 0.0),
         grow=3,
         learn=4,
         tune=2,

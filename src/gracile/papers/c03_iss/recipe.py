@@ -4,7 +4,7 @@ Three networks see the same data for as many epochs with the same optimizer, rat
 one; one that starts from it half-trained, whose units then go by group Lasso over their components and are
 removed, and which is trained on for the rest (*ISS*); and one that has the sizes of the second from the start
 (*direct design*). The rate is constant until structure has been learned and then falls to zero along half a
-cosine, for all three. The narrow networks have less dropout than the dense one. Test data only report.
+cosine, for all three. Test data only report.
 
 How many units go is a setting; the strength finds itself (:class:`gracile.train.Reach`). Only the smallest
 components pay the penalty, so that those that stay do not shrink with them.
@@ -55,15 +55,13 @@ BY = 0.8  # the part of the epochs with penalty by which the units are gone
 class _Setting:
     """Data, network, epochs before the penalty, with it and after removal, share of the units that goes.
 
-    ``dropout`` is that of the dense network and of the narrow ones, ``batches`` are the batch sizes of the
-    measured latency.
+    ``batches`` are the batch sizes of the measured latency.
     """
 
     splits: Callable[[int], Splits]
     task: Task
-    network: Callable[[Sequence[int], float], nn.Module]
+    network: Callable[[Sequence[int]], nn.Module]
     widths: tuple[int, int]
-    dropout: tuple[float, float]
     grow: int
     learn: int
     tune: int
@@ -90,13 +88,12 @@ _SETTINGS: dict[Scale, _Setting] = {
     "tiny": _Setting(
         digits,
         classification(),
-        lambda widths, dropout: LSTMClassifier(8, 10, widths, dropout=dropout),
+        lambda widths: LSTMClassifier(8, 10, widths),
         widths=(64, 64),
-        dropout=(0.2, 0.2),
         grow=20,
         learn=20,
         tune=30,
-        share=0.52,
+        share=0.5,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         clip=1.0,
         batch_size=32,
@@ -105,13 +102,12 @@ _SETTINGS: dict[Scale, _Setting] = {
     "cpu": _Setting(
         _text,
         language_modeling(),
-        lambda widths, dropout: LSTMLanguageModel(10_000, widths, embedding=200, dropout=dropout),
+        lambda widths: LSTMLanguageModel(10_000, widths, embedding=200, dropout=0.5),
         widths=(400, 400),
-        dropout=(0.5, 0.35),
         grow=5,
         learn=2,
         tune=5,
-        share=0.52,
+        share=0.5,
         optimizer=partial(torch.optim.SGD, lr=20.0),
         clip=0.25,
         batch_size=10,
@@ -126,7 +122,7 @@ def run(scale: Scale, seed: int) -> list[Result]:
     splits = setting.splits(seed)
     example = splits.validation[0][0].unsqueeze(0)
     torch.manual_seed(seed)
-    dense = setting.network(setting.widths, setting.dropout[0])
+    dense = setting.network(setting.widths)
     grow, learn, tune = (10 * seed + part for part in range(3))  # seeds of the parts
     _train(dense, splits, setting, setting.grow, grow)
 
@@ -135,11 +131,10 @@ def run(scale: Scale, seed: int) -> list[Result]:
     _train(learned, splits, setting, setting.learn, learn, reach)
     reduction = remove(learned, example, units=gone)
     iss = reduction.model
-    iss.get_submodule("dropout").p = setting.dropout[1]
     _train(iss, splits, setting, setting.tune, tune, schedule=cosine())
 
     torch.manual_seed(seed)
-    direct = setting.network(widths(iss), setting.dropout[1])
+    direct = setting.network(widths(iss))
     _train(direct, splits, setting, setting.grow, grow)
     for network in (direct, dense):
         _train(network, splits, setting, setting.learn, learn)
