@@ -29,7 +29,7 @@ from gracile.train import Reach, Splits, classification, cosine, fit
 from gracile.zoo import build, load
 from gracile.zoo.data.source import data_folder
 
-SAMPLES = 15_000  # of the training images, so that two cores are done in minutes
+SAMPLES = 5_000  # of the training images, so that two cores are done in minutes
 
 
 def lenet() -> tuple[nn.Module, Splits, int, float]:
