@@ -89,7 +89,7 @@ def test_tables_are_made_from_results(tmp_path):
     text = document.read_text()
     assert text.count("| columns | 2 points | 1 to 3 | 2 of 3 |") == 1
     assert text.count("| accuracy lost | -2  | -3 to -1 |") == 1
-    assert text.endswith(RESULTS.read_text()[-50:])
+    assert text.startswith(RESULTS.read_text()[:300])
 
 
 def test_the_table_of_criteria_has_nothing_else(tmp_path):

@@ -95,6 +95,7 @@ def captured(model: nn.Module, names: Iterable[str]) -> Iterator[Captured]:
     Raises:
         UsageError: a name is not that of a module of ``model``.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with captured(model, ["1"]) as activations:
     ...     output = model(torch.ones(4, 2))
