@@ -60,7 +60,7 @@ class _Setting:
 
 _SETTINGS: dict[Scale, _Setting] = {
     "tiny": _Setting("digits", 10_000, (32, 64), 20, 30, 10, 64, 5, (1e-3, 2e-3, 4e-3)),
-    "cpu": _Setting("fashion-mnist", 12_000, (16, 32), 5, 4, 1, 128, 2, (1e-3, 2e-3)),
+    "cpu": _Setting("fashion-mnist", 12_000, (16, 32), 8, 4, 1, 128, 2, (2e-3, 3e-3)),
 }
 
 
