@@ -13,7 +13,7 @@ from gracile.papers import run
 def test_recipe_of_jpnet_on_a_few_epochs(monkeypatch):
     from gracile.papers.c13_jpnet import recipe
 
-    quick = recipe._Setting("digits", 1, 6, 8, 2, 64, (3e-3,), 1e-2)
+    quick = recipe._Setting("digits", 1, 6, 8, 2, 64, 0.3, (3e-3,), 1e-2)
     monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     monkeypatch.setattr(recipe, "ALLOWED_LOSS", 1.0)
     monkeypatch.setattr(recipe, "RATES", ((0.12, 0.24),))

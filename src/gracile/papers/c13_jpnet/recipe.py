@@ -57,13 +57,14 @@ class _Setting:
     learn: int
     tune: int
     batch_size: int
+    adadelta: float  # learning rate of fine-tuning with masks
     weights: tuple[float, ...]  # strengths of L1 on weights, alone and jointly
     activations: float  # strength of L1 on activations
 
 
 _SETTINGS: dict[Scale, _Setting] = {
-    "tiny": _Setting("digits", 3, 40, 40, 15, 64, (1e-3, 2e-3, 3e-3), 1e-2),
-    "cpu": _Setting("fashion-mnist", 1, 6, 4, 2, 128, (5e-5, 1e-4, 2e-4), 3e-3),
+    "tiny": _Setting("digits", 3, 40, 40, 15, 64, 0.3, (1e-3, 2e-3, 3e-3), 1e-2),
+    "cpu": _Setting("fashion-mnist", 1, 6, 4, 2, 128, 0.1, (5e-5, 1e-4, 2e-4), 1e-3),
 }
 
 
@@ -102,7 +103,8 @@ class _Part:
     def tune(self, model: nn.Module, *methods: Method) -> _Network:
         """A copy, fine-tuned as the publication does it; its best weights by validation data."""
         copied = copy.deepcopy(model)
-        self._fit(copied, self.setting.tune, methods, optimizer=partial(torch.optim.Adadelta, lr=0.3))
+        adadelta = partial(torch.optim.Adadelta, lr=self.setting.adadelta)
+        self._fit(copied, self.setting.tune, methods, optimizer=adadelta)
         return self.network(copied)
 
     def cost(self, model: nn.Module, data: str) -> SparseCost:

@@ -60,13 +60,13 @@ _SETTINGS: dict[Scale, _Setting] = {
         "fashion-mnist",
         wrong=0.0,
         hidden=(256,) * 5,
-        epochs=8,
+        epochs=12,
         rate=0.05,
         small=128,
         large=2048,
         ghost=128,
         measured=4000,
-        strengths={"uniform": (0.01, 0.03), "filter": (0.1, 0.3)},
+        strengths={"uniform": (0.01, 0.02), "filter": (0.2, 0.4)},
     ),
 }
 
