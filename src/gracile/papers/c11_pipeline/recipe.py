@@ -46,7 +46,7 @@ _SETTINGS: dict[Scale, _Setting] = {
     ),
     "cpu": _Setting(
         "fashion-mnist",
-        Plan(dense=4, rate=0.05),
+        Plan(dense=4, rate=0.02),
         LowRank(0.9, tune=2),
         Units(0.4, learn=3, tune=2),
         Bits(8),

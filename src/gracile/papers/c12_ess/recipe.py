@@ -67,16 +67,17 @@ def run(scale: Scale, seed: int) -> list[Result]:
     torch.manual_seed(seed)
     start = LSTMClassifier(example.shape[-1], 10, setting.cells, setting.projections)
 
+    learn, tune = 10 * seed, 10 * seed + 1  # with one seed both parts would have the same batches and masks
     dense = copy.deepcopy(start)
-    _train(dense, splits, setting.learn, seed)
-    before = _train(dense, splits, setting.tune, seed, schedule=cosine())
+    _train(dense, splits, setting.learn, learn)
+    before = _train(dense, splits, setting.tune, tune, schedule=cosine())
 
     learned = copy.deepcopy(start)
     graph = watch(learned, example)
     found = families(graph)
     terms = [Term(graph.grouping(blocks), Lasso(), setting.strength) for blocks in found.values()]
-    _train(learned, splits, setting.learn, seed, Structure(terms, schedule=warmup(WARMUP)))
-    after = _train(learned, splits, setting.tune, seed, Freeze(), schedule=cosine())
+    _train(learned, splits, setting.learn, learn, Structure(terms, schedule=warmup(WARMUP)))
+    after = _train(learned, splits, setting.tune, tune, Freeze(), schedule=cosine())
     reduction = remove(learned, example)
     return [
         *_scores(before, after, evaluate(reduction.model, splits.test, classification()).score),

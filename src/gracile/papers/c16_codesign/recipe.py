@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,7 +25,7 @@ SMALLER = 10.0  # times fewer bytes than the dense network in 32 bits
 
 @dataclass(frozen=True)
 class _Setting:
-    """Data, epochs of the dense network, share of units, epochs of the stages, bits."""
+    """Data, epochs of the dense network, share of units, epochs of the stages, bits, learning rate."""
 
     data: str
     dense: int
@@ -33,11 +34,12 @@ class _Setting:
     tune: int
     bits: int
     batch_size: int
+    rate: float
 
 
 _SETTINGS: dict[Scale, _Setting] = {
-    "tiny": _Setting("digits", dense=30, gone=0.5, learn=20, tune=15, bits=6, batch_size=32),
-    "cpu": _Setting("fashion-mnist", dense=4, gone=0.5, learn=4, tune=3, bits=6, batch_size=64),
+    "tiny": _Setting("digits", dense=30, gone=0.5, learn=20, tune=15, bits=6, batch_size=32, rate=0.05),
+    "cpu": _Setting("fashion-mnist", dense=4, gone=0.5, learn=4, tune=3, bits=6, batch_size=64, rate=0.02),
 }
 
 
@@ -47,13 +49,14 @@ def run(scale: Scale, seed: int) -> list[Result]:
     splits = load(setting.data, seed=seed)
     torch.manual_seed(seed)
     dense = build("lenet", splits)
-    plan = Plan(dense=0, batch_size=setting.batch_size)
+    plan = Plan(dense=0, batch_size=setting.batch_size, rate=setting.rate)
     fit(
         dense,
         splits,
         classification(),
         epochs=setting.dense,
         batch_size=setting.batch_size,
+        optimizer=partial(torch.optim.SGD, lr=setting.rate, momentum=0.9),
         schedule=cosine(),
         select="last",
         seed=seed,

@@ -64,7 +64,7 @@ _SETTINGS: dict[Scale, _Setting] = {
         "digits", 3, dense=20, clip=60, delete=60, tune=30, epsilon=0.05, every=2, strength=3e-3
     ),
     "cpu": _Setting(
-        "fashion-mnist", 1, dense=2, clip=4, delete=3, tune=1, epsilon=0.05, every=0.2, strength=1e-3
+        "fashion-mnist", 1, dense=2, clip=4, delete=3, tune=1, epsilon=0.02, every=0.2, strength=2e-3
     ),
 }
 
