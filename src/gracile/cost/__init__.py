@@ -11,10 +11,11 @@ from gracile.cost.environment import Environment, environment
 from gracile.cost.layers import layer_times
 from gracile.cost.left import macs_left
 from gracile.cost.macs import macs
-from gracile.cost.measure import Timing, measure, time_on_thread
+from gracile.cost.measure import Timing, against, measure, time_on_thread
 from gracile.cost.roofline import Machine, Roof, Roofline, densities, machines, prefers_groups, roofline
 from gracile.cost.sparse import SparseCost, SparseLayer, sparse_macs
 from gracile.cost.table import Table, tabulate
+from gracile.cost.target import Program, Target
 from gracile.cost.traffic import Traffic, stored_bytes, traffic
 
 __all__ = [
@@ -25,13 +26,16 @@ __all__ = [
     "Environment",
     "LayerCost",
     "Machine",
+    "Program",
     "Roof",
     "Roofline",
     "SparseCost",
     "SparseLayer",
     "Table",
+    "Target",
     "Timing",
     "Traffic",
+    "against",
     "calibrate",
     "cells",
     "count",

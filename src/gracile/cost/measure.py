@@ -122,6 +122,25 @@ def measure(
     }
 
 
+def against(timings: Mapping[str, Timing], reference: str, seed: int = 0) -> dict[str, Timing]:
+    """The same times with ratios to another of the candidates that took turns.
+
+    Args:
+        timings: what one call of :func:`measure` returned.
+        reference: name of the candidate whose median becomes 1.
+        seed: of the bootstrap.
+
+    >>> timings = measure({"a": lambda: sum(range(99)), "b": lambda: sum(range(99_999))}, rounds=5)
+    >>> against(timings, "b")["b"].speedup, against(timings, "b")["a"].speedup > 1.0
+    (1.0, True)
+    """
+    samples = timings[reference].samples_s
+    return {
+        name: _timing(name, t.samples_s, samples, t.repeats, t.disturbed, t.threads, t.device, seed)
+        for name, t in timings.items()
+    }
+
+
 def time_on_wall(call: Call, repeats: int) -> float:
     """Seconds that ``repeats`` calls take by the wall clock."""
     start = time.perf_counter()
