@@ -19,7 +19,7 @@ help:
 	@echo "make results  run the recipes of all works (hours); figures go to results/"
 
 # torch first and alone, so that no later package chooses another build of it.
-$(VENV)/.base: pyproject.toml CMakeLists.txt src/gracile/native/module.cpp
+$(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard src/gracile/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet -e .

@@ -1,0 +1,122 @@
+// One fork and one join for each call, and memory that each thread keeps.
+//
+// Waiting is passive: on a machine with more work than cores a thread that spins takes the core from the one it
+// waits for. Tasks are handed out by a counter; which thread does which changes nothing in the result.
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "kernel.h"
+
+namespace gracile {
+namespace {
+
+struct Buffer {
+    float* data = nullptr;
+    std::size_t size = 0;
+    ~Buffer() { std::free(data); }
+};
+
+struct Job {
+    void (*task)(void*, int);
+    void* context;
+    int tasks;
+    std::atomic<int> next{0};
+    std::atomic<bool> failed{false};
+};
+
+void work(Job& job) {
+    try {
+        for (int i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) job.task(job.context, i);
+    } catch (const std::bad_alloc&) {  // all that a task can throw; told by the thread that asked
+        job.failed = true;
+    }
+}
+
+class Pool {
+   public:
+    ~Pool() {
+        {
+            std::lock_guard<std::mutex> hold(lock_);
+            over_ = true;
+        }
+        wake_.notify_all();
+        for (auto& thread : threads_) thread.join();
+    }
+
+    void run(Job& job, int threads) {
+        std::lock_guard<std::mutex> turn(turn_);  // one call at a time has the workers
+        {
+            std::lock_guard<std::mutex> hold(lock_);
+            while (static_cast<int>(threads_.size()) < threads - 1)
+                threads_.emplace_back([this, number = static_cast<int>(threads_.size())] { loop(number); });
+            job_ = &job, wanted_ = threads - 1, ++call_;
+        }
+        wake_.notify_all();
+        work(job);
+        std::unique_lock<std::mutex> hold(lock_);
+        job_ = nullptr;  // who has not come yet need not come
+        idle_.wait(hold, [this] { return busy_ == 0; });
+    }
+
+   private:
+    void loop(int number) {
+        std::unique_lock<std::mutex> hold(lock_);
+        for (std::uint64_t seen = 0;;) {
+            wake_.wait(hold, [&] { return over_ || (job_ && call_ != seen && number < wanted_); });
+            if (over_) return;
+            seen = call_;
+            Job& job = *job_;
+            ++busy_;
+            hold.unlock();
+            work(job);
+            hold.lock();
+            if (--busy_ == 0) idle_.notify_one();
+        }
+    }
+
+    std::mutex turn_, lock_;
+    std::condition_variable wake_, idle_;
+    std::vector<std::thread> threads_;
+    Job* job_ = nullptr;
+    int wanted_ = 0, busy_ = 0;
+    std::uint64_t call_ = 0;
+    bool over_ = false;
+};
+
+Pool& pool() {
+    static Pool* const one = new Pool;  // never destroyed: threads may outlive the interpreter's own end
+    return *one;
+}
+
+}  // namespace
+
+float* scratch(std::size_t floats) {
+    thread_local Buffer own;
+    if (own.size < floats) {
+        const std::size_t bytes = (floats * sizeof(float) + 4095) / 4096 * 4096;
+        std::free(own.data);
+        own.size = 0;
+        own.data = static_cast<float*>(std::aligned_alloc(4096, bytes));
+        if (!own.data) throw std::bad_alloc();
+        own.size = bytes / sizeof(float);
+    }
+    return own.data;
+}
+
+void parallel(int tasks, int threads, void (*task)(void*, int), void* context) {
+    if (threads > tasks) threads = tasks;
+    if (threads <= 1) {
+        for (int i = 0; i < tasks; ++i) task(context, i);
+        return;
+    }
+    Job job{task, context, tasks};
+    pool().run(job, threads);
+    if (job.failed) throw std::bad_alloc();
+}
+
+}  // namespace gracile

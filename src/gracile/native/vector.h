@@ -1,0 +1,181 @@
+// One vector of floats, as wide as the instruction set has it. A source file is compiled once for each set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(GRACILE_AVX512) || defined(GRACILE_AVX2)
+#include <immintrin.h>
+#endif
+
+#if defined(GRACILE_AVX512)
+#define GRACILE_SET avx512
+#elif defined(GRACILE_AVX2)
+#define GRACILE_SET avx2
+#else
+#define GRACILE_SET portable
+#endif
+
+// Accumulators are arrays of vectors: they live in registers only if every loop over them is unrolled.
+#define GRACILE_UNROLL _Pragma("GCC unroll 32")
+#define GRACILE_INLINE inline __attribute__((always_inline))
+
+namespace gracile::GRACILE_SET {
+
+#if defined(GRACILE_AVX512)
+
+constexpr int lanes = 16;
+constexpr int accumulators = 28;  // of 32 registers
+using Vector = __m512;
+using Lanes = __mmask16;  // the lanes that are meant
+
+GRACILE_INLINE Vector zero() { return _mm512_setzero_ps(); }
+GRACILE_INLINE Vector broadcast(float x) { return _mm512_set1_ps(x); }
+GRACILE_INLINE Vector load(const float* p) { return _mm512_load_ps(p); }
+GRACILE_INLINE Vector load_any(const float* p) { return _mm512_loadu_ps(p); }
+GRACILE_INLINE void store(float* p, Vector v) { _mm512_store_ps(p, v); }
+GRACILE_INLINE void store_any(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+GRACILE_INLINE Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+GRACILE_INLINE Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+GRACILE_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+// max(NaN, 0) is NaN, as in a dense engine: the second operand is returned when one is NaN.
+GRACILE_INLINE Vector relu(Vector v) { return _mm512_max_ps(zero(), v); }
+GRACILE_INLINE Lanes between(int from, int to) {
+    return static_cast<Lanes>((to >= 16 ? 0xffffu : (1u << to) - 1u) & ~((1u << from) - 1u));
+}
+GRACILE_INLINE Lanes bits(std::uint32_t b) { return static_cast<Lanes>(b); }
+// Lanes outside are neither read nor written: a pointer may lead out of its array there.
+GRACILE_INLINE Vector load_some(const float* p, Lanes m) { return _mm512_maskz_loadu_ps(m, p); }
+GRACILE_INLINE void store_some(float* p, Vector v, Lanes m) { _mm512_mask_storeu_ps(p, m, v); }
+GRACILE_INLINE Vector keep(Vector v, Lanes m) { return _mm512_maskz_mov_ps(m, v); }  // 0 elsewhere
+// lane i gets lane i + 1; the last one next's first. Only lanes in m, the others become 0.
+GRACILE_INLINE Vector shift_down(Vector v, Vector next, Lanes m) {
+    return _mm512_castsi512_ps(
+        _mm512_maskz_alignr_epi32(m, _mm512_castps_si512(next), _mm512_castps_si512(v), 1));
+}
+// lane i gets lane i - 1; the first one previous' last.
+GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
+    return _mm512_castsi512_ps(
+        _mm512_maskz_alignr_epi32(m, _mm512_castps_si512(v), _mm512_castps_si512(previous), 15));
+}
+GRACILE_INLINE bool any_nan(Vector v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+// of 2 lanes floats the even and the odd ones
+GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
+    const __m512i e = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    *even = _mm512_permutex2var_ps(a, e, b);
+    *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(e, _mm512_set1_epi32(1)), b);
+}
+
+#elif defined(GRACILE_AVX2)
+
+constexpr int lanes = 8;
+constexpr int accumulators = 13;  // of 16 registers
+using Vector = __m256;
+using Lanes = __m256i;
+
+GRACILE_INLINE Vector zero() { return _mm256_setzero_ps(); }
+GRACILE_INLINE Vector broadcast(float x) { return _mm256_set1_ps(x); }
+GRACILE_INLINE Vector load(const float* p) { return _mm256_load_ps(p); }
+GRACILE_INLINE Vector load_any(const float* p) { return _mm256_loadu_ps(p); }
+GRACILE_INLINE void store(float* p, Vector v) { _mm256_store_ps(p, v); }
+GRACILE_INLINE void store_any(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+GRACILE_INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+GRACILE_INLINE Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+GRACILE_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+GRACILE_INLINE Vector relu(Vector v) { return _mm256_max_ps(zero(), v); }
+GRACILE_INLINE Lanes between(int from, int to) {
+    const __m256i i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_andnot_si256(
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(from), i), _mm256_cmpgt_epi32(_mm256_set1_epi32(to), i));
+}
+GRACILE_INLINE Lanes bits(std::uint32_t b) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(b)), bit), bit);
+}
+GRACILE_INLINE Vector load_some(const float* p, Lanes m) { return _mm256_maskload_ps(p, m); }
+GRACILE_INLINE void store_some(float* p, Vector v, Lanes m) { _mm256_maskstore_ps(p, m, v); }
+GRACILE_INLINE Vector keep(Vector v, Lanes m) { return _mm256_and_ps(v, _mm256_castsi256_ps(m)); }
+GRACILE_INLINE Vector shift_down(Vector v, Vector next, Lanes m) {
+    const __m256 mixed = _mm256_blend_ps(v, next, 1);
+    const __m256 turned = _mm256_permutevar8x32_ps(mixed, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+    return _mm256_and_ps(turned, _mm256_castsi256_ps(m));
+}
+GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
+    const __m256 mixed = _mm256_blend_ps(v, previous, 128);
+    const __m256 turned = _mm256_permutevar8x32_ps(mixed, _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6));
+    return _mm256_and_ps(turned, _mm256_castsi256_ps(m));
+}
+GRACILE_INLINE bool any_nan(Vector v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
+GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
+    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    *even = _mm256_shuffle_ps(low, high, 0x88);
+    *odd = _mm256_shuffle_ps(low, high, 0xdd);
+}
+
+#else
+
+// The compiler's own vectors: SSE2 on any x86-64, NEON on ARM.
+constexpr int lanes = 4;
+constexpr int accumulators = 12;
+typedef float Vector __attribute__((vector_size(16)));
+typedef std::int32_t Lanes __attribute__((vector_size(16)));
+
+GRACILE_INLINE Vector zero() { return Vector{0, 0, 0, 0}; }
+GRACILE_INLINE Vector broadcast(float x) { return Vector{x, x, x, x}; }
+GRACILE_INLINE Vector load_any(const float* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+GRACILE_INLINE Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+GRACILE_INLINE void store_any(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+GRACILE_INLINE void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+GRACILE_INLINE Vector add(Vector a, Vector b) { return a + b; }
+GRACILE_INLINE Vector multiply(Vector a, Vector b) { return a * b; }
+GRACILE_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
+GRACILE_INLINE Vector relu(Vector v) {
+    return v < zero() ? zero() : v;  // false for NaN
+}
+GRACILE_INLINE Lanes between(int from, int to) {
+    const Lanes i{0, 1, 2, 3};
+    return (i >= from) & (i < to);
+}
+GRACILE_INLINE Lanes bits(std::uint32_t b) {
+    const Lanes bit{1, 2, 4, 8};
+    const auto c = static_cast<std::int32_t>(b);
+    return (Lanes{c, c, c, c} & bit) == bit;
+}
+GRACILE_INLINE Vector load_some(const float* p, Lanes m) {
+    Vector v = zero();
+    for (int i = 0; i < lanes; ++i)
+        if (m[i]) v[i] = p[i];
+    return v;
+}
+GRACILE_INLINE void store_some(float* p, Vector v, Lanes m) {
+    for (int i = 0; i < lanes; ++i)
+        if (m[i]) p[i] = v[i];
+}
+GRACILE_INLINE Vector keep(Vector v, Lanes m) { return m ? v : zero(); }
+GRACILE_INLINE Vector shift_down(Vector v, Vector next, Lanes m) {
+    const Vector turned = __builtin_shufflevector(v, next, 1, 2, 3, 4);
+    return m ? turned : zero();
+}
+GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
+    const Vector turned = __builtin_shufflevector(previous, v, 3, 4, 5, 6);
+    return m ? turned : zero();
+}
+GRACILE_INLINE bool any_nan(Vector v) {
+    for (int i = 0; i < lanes; ++i)
+        if (v[i] != v[i]) return true;
+    return false;
+}
+GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
+    *even = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+    *odd = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+
+#endif
+
+constexpr int wide = 4;  // vectors in a row of a tile, at most
+
+}  // namespace gracile::GRACILE_SET

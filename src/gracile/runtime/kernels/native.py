@@ -1,0 +1,67 @@
+"""The compiled kernels, where they are; without them the same functions run on torch alone."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gracile.runtime.kernels.packed import Packed
+
+try:
+    from gracile import _native
+except ImportError:  # installed without a compiler
+    _native = None  # type: ignore[assignment]
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that kernels were compiled for and this processor has, ascending; empty without compiled kernels.
+
+    >>> set(instruction_sets()) <= {"portable", "avx2", "avx512"}
+    True
+    """
+    return tuple(_native.kernel_sets()) if _native else ()
+
+
+def pack(instruction_set: str | None, form: str, *description: Any) -> Any:
+    """A packed layer; None where none can be had: without compiled kernels, or for a kernel too wide."""
+    if not _native:
+        _tell()
+        return None
+    try:
+        return _native.pack(instruction_set or instruction_sets()[-1], form, *description)
+    except ValueError:
+        return None
+
+
+def finite(x: Tensor) -> bool:
+    """Whether contiguous float32 numbers hold neither NaN nor infinity."""
+    return bool(_native.finite(x.data_ptr(), x.numel())) if _native else bool(x.isfinite().all())
+
+
+def cells(product: Packed, gates: Tensor, h: Tensor, c: Tensor, y: Tensor, threads: int) -> bool:
+    """Move LSTM cells through all steps of ``gates``; False if impossible or not finite, ``y`` then unknown."""
+    if product.kernel is None:
+        return False
+    steps, batch, hidden = y.shape
+    addresses = (tensor.data_ptr() for tensor in (gates, h, c, y))
+    return not _native.lstm(
+        product.instruction_set, product.kernel, *addresses, steps, batch, hidden, threads
+    )
+
+
+def peak(instruction_set: str, steps: int) -> float:
+    """Make ``steps`` fused multiply-adds on each of 12 accumulators; how many operations that was."""
+    return float(_native.peak(instruction_set, steps))
+
+
+@cache
+def _tell() -> None:
+    warnings.warn(
+        "gracile was installed without a compiler: sparse layers run as dense ones, not faster; "
+        "with a C++17 compiler, install it again",
+        stacklevel=4,
+    )
