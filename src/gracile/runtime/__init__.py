@@ -1,1 +1,26 @@
-"""Machines that run a network, as targets of :func:`gracile.compile`, and the engines it is measured against."""
+"""What runs a network: targets of :func:`gracile.compile`, and the engines that they are measured against."""
+
+from gracile.runtime.compare import ENGINES, Comparison, Measured, Roster, compare, engines
+from gracile.runtime.engines import Engine
+from gracile.runtime.onnx import OnnxProgram, OnnxRuntime
+from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino
+from gracile.runtime.torch_engines import ChannelsLast, Compiled, Torch
+
+__all__ = [
+    "ENGINES",
+    "ChannelsLast",
+    "Comparison",
+    "Compiled",
+    "DeepSparse",
+    "Engine",
+    "Measured",
+    "OnnxEngine",
+    "OnnxProgram",
+    "OnnxRuntime",
+    "OnnxRuntimeEngine",
+    "OpenVino",
+    "Roster",
+    "Torch",
+    "compare",
+    "engines",
+]
