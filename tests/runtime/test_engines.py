@@ -201,12 +201,9 @@ def test_an_engine_that_fails_says_why() -> None:
         Failing().prepare(nn.Identity().eval(), torch.ones(2))
 
 
-def test_an_export_is_made_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_is_made_once_for_each_shape() -> None:
     made = []
-    monkeypatch.setattr(
-        "gracile.runtime.onnx_engines.exported", lambda model, example: made.append(model) or b"x"
-    )
-    export, model = once(), nn.Linear(2, 2)
+    export, model = once(lambda model, example: made.append(model) or b"x"), nn.Linear(2, 2)
     for example in (torch.ones(1, 2), torch.zeros(1, 2), torch.ones(3, 2)):
         export(model, (example,))
     assert made == [model, model]
@@ -238,15 +235,32 @@ def test_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gracile[openvino]" in found.missing["OpenVINO"]
 
 
-def test_deepsparse_is_called_as_its_manual_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot be installed beside a current numpy, so another runtime stands in for it here."""
+@pytest.mark.parametrize("name", ["conv", "network", "lstm"])
+def test_the_older_exporter_serves_where_the_newer_is_missing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip("onnx", reason="an optional extra")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
+    )
+    model, x = MODELS[name]
+    for engine in engines(["onnxruntime", "openvino"]).present:
+        run = engine.prepare(model.eval(), x)
+        with torch.no_grad():
+            torch.testing.assert_close(flat(run(x)), flat(model(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_deepsparse_is_given_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be installed beside a current onnx, so another runtime stands in for it here."""
+    onnx = pytest.importorskip("onnx", reason="an optional extra")
     onnxruntime = pytest.importorskip("onnxruntime", reason="an optional extra")
-    pytest.importorskip("onnxscript", reason="an optional extra")
     asked = []
 
     class StandIn:
         def __init__(self, model: str, batch_size: int, num_cores: int) -> None:
-            asked.append((batch_size, num_cores))
+            opset = onnx.load(model).opset_import[0].version
+            asked.append((opset, batch_size, num_cores))
             self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
         def run(self, arrays: list[Any], val_inp: bool) -> list[Any]:
@@ -260,7 +274,7 @@ def test_deepsparse_is_called_as_its_manual_says(monkeypatch: pytest.MonkeyPatch
     model, x = MODELS["linear"]
     run = DeepSparse().prepare(model.eval(), x, threads=2)
     torch.testing.assert_close(flat(run(x)), [model(x).detach()], rtol=1e-4, atol=1e-5)
-    assert asked == [(3, 2)]
+    assert asked == [(13, 3, 2)]
 
 
 def test_comparing_networks_under_engines() -> None:

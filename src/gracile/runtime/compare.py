@@ -12,7 +12,7 @@ from torch import nn
 from gracile.cost import Timing, against, measure
 from gracile.errors import RefusedError, UsageError
 from gracile.runtime.engines import Call, Engine
-from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino, once
+from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino, current, once
 from gracile.runtime.torch_engines import ChannelsLast, Compiled, Torch
 
 ENGINES: tuple[Engine, ...] = (
@@ -135,10 +135,12 @@ def compare(
     calls: dict[str, Call] = {}
     pairs: dict[str, tuple[str, Engine]] = {}
     refused = []
-    export = once()
+    shared = once(current)
     for network, model in networks.items():
         for engine in engines:
-            used = replace(engine, export=export) if isinstance(engine, OnnxEngine) else engine
+            used = engine
+            if isinstance(engine, OnnxEngine) and engine.export is current:
+                used = replace(engine, export=shared)
             name = f"{network}, {engine.name}"
             try:
                 calls[name] = used.prepare(model, *example, threads=threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -19,12 +20,17 @@ from torch.utils import _pytree as pytree
 
 from gracile.errors import ShapeError
 from gracile.runtime.engines import Call, Engine
-from gracile.runtime.session import exported, names, start
+from gracile.runtime.session import exported, names, recorded, start
 
 _CPU = ("cpu", 0)
 
 
 Export = Callable[[nn.Module, tuple[Any, ...]], bytes]
+
+
+def current(model: nn.Module, example: tuple[Any, ...]) -> bytes:
+    """An ONNX file by torch's newer exporter, or by the older one where the newer is not installed."""
+    return exported(model, example) if importlib.util.find_spec("onnxscript") else recorded(model, example)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class OnnxEngine(Engine):
         export: (model, example) -> content of an ONNX file.
     """
 
-    export: Export = exported
+    export: Export = current
 
     @final
     def start(self, model: nn.Module, example: tuple[Any, ...], threads: int) -> Call:
@@ -113,8 +119,9 @@ class DeepSparse(OnnxEngine):
 
     name = "DeepSparse"
     package = "deepsparse"
-    hint = "it needs an environment of its own, with an older numpy"
+    hint = "in an environment of its own, with onnx<1.15 and without onnxscript"
     dense = False
+    export: Export = recorded
 
     def read(self, content: bytes, example: tuple[Any, ...], threads: int) -> Call:
         os.environ.setdefault("NM_DISABLE_ANALYTICS", "True")  # measuring tells nobody anything
@@ -132,15 +139,15 @@ class DeepSparse(OnnxEngine):
         return run
 
 
-def once() -> Export:
-    """An export that is made once for each model and shape of inputs; the models must stay as they are."""
+def once(make: Export) -> Export:
+    """``make``, called once for each model and shape of inputs; the models must stay as they are."""
     made: dict[tuple[object, ...], tuple[nn.Module, bytes]] = {}
 
     def export(model: nn.Module, example: tuple[Any, ...]) -> bytes:
         kinds = tuple((x.shape, x.dtype) for x in pytree.tree_leaves(example))
         key = (id(model), kinds)
         if key not in made:
-            made[key] = (model, exported(model, example))  # held, so that the number stays its own
+            made[key] = (model, make(model, example))  # held, so that the number stays its own
         return made[key][1]
 
     return export

@@ -16,9 +16,11 @@ from torch.utils import _pytree as pytree
 
 from gracile.errors import GracileError, RefusedError, UsageError
 from gracile.reduce import export_onnx
-from gracile.reduce.copies import undisturbed
+from gracile.reduce.copies import duplicate, undisturbed
 from gracile.reduce.probes import copied, leaves, mapped, twice
 from gracile.reduce.verify import difference
+
+_OPSET = 13
 
 
 def exported(
@@ -36,6 +38,18 @@ def exported(
         return export_onnx(
             path, model, *example, tolerance=tolerance, dynamic_shapes=dynamic_shapes
         ).read_bytes()
+
+
+def recorded(model: nn.Module, example: tuple[Any, ...]) -> bytes:
+    """An ONNX file by torch's older exporter, of a version that engines of 2021 read, and not proven equal.
+
+    It needs no package but torch and onnx, of any age.
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that it is old, and what tracing does not see
+        path = Path(folder) / "network.onnx"
+        torch.onnx.export(duplicate(model), example, path, dynamo=False, opset_version=_OPSET)
+        return path.read_bytes()
 
 
 def start(content: bytes, threads: int) -> Any:
