@@ -27,6 +27,7 @@ $(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard src/gracile/native/*)
 
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/pip install --quiet --no-deps '$(TORCHVISION)'
+	$(BIN)/pip install --quiet --no-deps openvino  # without what counts its users
 	$(BIN)/pip install --quiet -e '.[dev,tensorboard,lightning,hf,onnx,zoo]'
 	touch $@
 

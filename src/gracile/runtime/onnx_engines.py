@@ -25,6 +25,7 @@ from gracile.runtime.session import exported, names, recorded, start
 _CPU = ("cpu", 0)
 
 
+Kind = tuple[torch.Size, torch.dtype]
 Export = Callable[[nn.Module, tuple[Any, ...]], bytes]
 
 
@@ -66,12 +67,12 @@ class OnnxRuntimeEngine(OnnxEngine):
         binding = session.io_binding()
         inputs = names(session)
         tensors = pytree.tree_leaves(example)
-        first = session.run(None, {n: x.numpy() for n, x in zip(inputs, tensors, strict=True)})
+        first = session.run(None, {n: x.detach().numpy() for n, x in zip(inputs, tensors, strict=True)})
         outputs = [torch.as_tensor(array).clone() for array in first]
 
         def bind(given: Sequence[Tensor]) -> None:
             for name, x in zip(inputs, given, strict=True):
-                binding.bind_input(name, *_CPU, x.numpy().dtype.type, tuple(x.shape), x.data_ptr())
+                binding.bind_input(name, *_CPU, x.detach().numpy().dtype.type, tuple(x.shape), x.data_ptr())
 
         for argument, y in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_output(argument.name, *_CPU, y.numpy().dtype.type, tuple(y.shape), y.data_ptr())
@@ -102,7 +103,7 @@ class OpenVino(OnnxEngine):
 
         def bind(given: Sequence[Tensor]) -> None:
             for place, x in enumerate(given):
-                request.set_input_tensor(place, openvino.Tensor(x.numpy(), shared_memory=True))
+                request.set_input_tensor(place, openvino.Tensor(x.detach().numpy(), shared_memory=True))
 
         bind(tensors)
         first = request.infer(share_outputs=True).values()
@@ -132,9 +133,13 @@ class DeepSparse(OnnxEngine):
             path.write_bytes(content)
             engine = deepsparse.Engine(model=str(path), batch_size=batch, num_cores=threads)
 
+        kinds = kinds_of(pytree.tree_leaves(example))
+
         def run(*inputs: Any) -> object:
-            arrays = [x.numpy() for x in pytree.tree_leaves(inputs)]
-            return [torch.as_tensor(array) for array in engine.run(arrays, val_inp=False)]
+            given = pytree.tree_leaves(inputs)
+            check(given, kinds)
+            arrays = [x.detach().numpy() for x in given]
+            return [torch.as_tensor(array) for array in engine.run(arrays, val_inp=False)]  # checked above
 
         return run
 
@@ -144,8 +149,7 @@ def once(make: Export) -> Export:
     made: dict[tuple[object, ...], tuple[nn.Module, bytes]] = {}
 
     def export(model: nn.Module, example: tuple[Any, ...]) -> bytes:
-        kinds = tuple((x.shape, x.dtype) for x in pytree.tree_leaves(example))
-        key = (id(model), kinds)
+        key = (id(model), *kinds_of(pytree.tree_leaves(example)))
         if key not in made:
             made[key] = (model, make(model, example))  # held, so that the number stays its own
         return made[key][1]
@@ -167,7 +171,7 @@ def bound(
         run: writes ``outputs``.
         outputs: what every call returns.
     """
-    kinds = [(x.shape, x.dtype) for x in example]
+    kinds = kinds_of(example)
     places: list[int] = []
     held: Sequence[Tensor] = ()  # so that nothing else comes to lie there
 
@@ -177,18 +181,31 @@ def bound(
         if [x.data_ptr() for x in given] != places or any(
             a is not b for a, b in zip(given, held, strict=True)
         ):
-            if [(x.shape, x.dtype) for x in given] != kinds or not all(x.is_contiguous() for x in given):
-                raise ShapeError(
-                    "running on bound memory",
-                    got=", ".join(f"{x.dtype} {list(x.shape)}" for x in given),
-                    expected=f"contiguous {', '.join(f'{kind} {list(shape)}' for shape, kind in kinds)}",
-                )
+            check(given, kinds)
             bind(given)
             places[:], held = [x.data_ptr() for x in given], given
         run()
         return outputs
 
     return call
+
+
+def kinds_of(tensors: Sequence[Tensor]) -> list[Kind]:
+    return [(x.shape, x.dtype) for x in tensors]
+
+
+def check(given: Sequence[Tensor], kinds: list[Kind]) -> None:
+    """Whether an engine may read memory as the shapes and types that it was prepared for.
+
+    Raises:
+        ShapeError: the inputs are of others, or not contiguous.
+    """
+    if kinds_of(given) != kinds or not all(x.is_contiguous() for x in given):
+        raise ShapeError(
+            "running a prepared engine",
+            got=", ".join(f"{x.dtype} {list(x.shape)} of strides {x.stride()}" for x in given),
+            expected=f"contiguous {', '.join(f'{kind} {list(shape)}' for shape, kind in kinds)}",
+        )
 
 
 @contextmanager
