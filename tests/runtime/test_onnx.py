@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import gracile
 from gracile.errors import FileError, RefusedError, ShapeError, UsageError
 from gracile.reduce import remove, smallest
-from gracile.runtime import OnnxRuntime
+from gracile.runtime import OnnxProgram, OnnxRuntime
 from gracile.zoo import build
 
 pytest.importorskip("onnxruntime", reason="an optional extra")
@@ -156,9 +156,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert len(list(path.parent.iterdir())) == 2  # the older network is gone
 
 
-def test_costs_that_are_unknown_stay_so(tmp_path: Path) -> None:
-    program = OnnxRuntime().compile(nn.Linear(3, 2).eval(), torch.ones(1, 3))
-    path = program.save(tmp_path)
+@pytest.fixture(scope="module")
+def linear() -> OnnxProgram:
+    return OnnxRuntime().compile(nn.Linear(3, 2).eval(), torch.ones(1, 3))
+
+
+def test_costs_that_are_unknown_stay_so(linear: OnnxProgram, tmp_path: Path) -> None:
+    path = linear.save(tmp_path)
     header = json.loads(path.read_text())
     header["layers"][0][3] = None
     path.write_text(json.dumps(header))
@@ -177,8 +181,8 @@ def test_costs_that_are_unknown_stay_so(tmp_path: Path) -> None:
         (lambda h: h.pop("error"), "error"),
     ],
 )
-def test_damaged_headers(tmp_path: Path, damage: Any, says: str) -> None:
-    path = OnnxRuntime().compile(nn.Linear(3, 2).eval(), torch.ones(1, 3)).save(tmp_path)
+def test_damaged_headers(linear: OnnxProgram, tmp_path: Path, damage: Any, says: str) -> None:
+    path = linear.save(tmp_path)
     header = json.loads(path.read_text())
     damage(header)
     path.write_text(json.dumps(header))
@@ -186,8 +190,8 @@ def test_damaged_headers(tmp_path: Path, damage: Any, says: str) -> None:
         OnnxRuntime().load(tmp_path)
 
 
-def test_damaged_networks(tmp_path: Path) -> None:
-    path = OnnxRuntime().compile(nn.Linear(3, 2).eval(), torch.ones(1, 3)).save(tmp_path)
+def test_damaged_networks(linear: OnnxProgram, tmp_path: Path) -> None:
+    path = linear.save(tmp_path)
     file = next(tmp_path.glob("*.onnx"))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(FileError, match="other content"):
@@ -220,15 +224,15 @@ def test_what_cannot_be_compiled(
         gracile.compile(model, *example, target=OnnxRuntime())
 
 
-@pytest.mark.parametrize("given", [(torch.ones(1, 3, 7, 6),), (torch.ones(1, 3, 6, 6).double(),), (), (3,)])
-def test_inputs_that_do_not_fit(given: tuple[Any, ...]) -> None:
+def test_inputs_that_do_not_fit() -> None:
     program = gracile.compile(conv(), torch.randn(2, 3, 6, 6), target=OnnxRuntime())
-    with pytest.raises(ShapeError, match=r"expected x: tensor\(float\)|expected input: tensor\(float\)"):
-        program(*given)
+    for given in ((torch.ones(1, 3, 7, 6),), (torch.ones(1, 3, 6, 6).double(),), (), (3,)):
+        with pytest.raises(ShapeError, match=r"expected input: tensor\(float\) \['batch', 3, 6, 6\]"):
+            program(*given)
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    OnnxRuntime().compile(nn.Linear(3, 2).eval(), torch.ones(1, 3)).save(tmp_path)
+def test_without_the_extra(linear: OnnxProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    linear.save(tmp_path)
     find = importlib.util.find_spec
     for missing in ("onnxscript", "onnxruntime"):
         monkeypatch.setattr(
