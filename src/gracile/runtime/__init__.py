@@ -4,11 +4,15 @@ from gracile.runtime.compare import ENGINES, Comparison, Measured, Roster, compa
 from gracile.runtime.engines import Engine
 from gracile.runtime.onnx import OnnxProgram, OnnxRuntime
 from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino
+from gracile.runtime.plan import Choice, Plan
+from gracile.runtime.program import SparseProgram, load
+from gracile.runtime.sparse_cpu import SparseCPU
 from gracile.runtime.torch_engines import ChannelsLast, Compiled, Torch
 
 __all__ = [
     "ENGINES",
     "ChannelsLast",
+    "Choice",
     "Comparison",
     "Compiled",
     "DeepSparse",
@@ -19,8 +23,12 @@ __all__ = [
     "OnnxRuntime",
     "OnnxRuntimeEngine",
     "OpenVino",
+    "Plan",
     "Roster",
+    "SparseCPU",
+    "SparseProgram",
     "Torch",
     "compare",
     "engines",
+    "load",
 ]

@@ -1,0 +1,114 @@
+"""A network as packed layers with torch's operators between them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gracile.errors import UsageError
+from gracile.runtime.bind import Binding
+from gracile.runtime.flow import flow
+from gracile.runtime.layers import Chosen
+from gracile.runtime.memory import Memory
+from gracile.runtime.sizes import Sizes
+from gracile.runtime.trace import Traced
+
+_MOST = 8  # sizes that calls are kept prepared for
+
+
+@final
+class Composed:
+    """Runs a traced graph whose layers are packed.
+
+    For inputs of a size seen before, nothing is allocated but what is returned (and what torch's own dense
+    convolution makes). One call runs at a time: the buffers are shared.
+    """
+
+    def __init__(self, traced: Traced, threads: int) -> None:
+        self._graph, self._threads, self._bound = traced.graph, threads, traced.bound
+        self._taken, self._given, self._fixed = traced.taken, traced.given, traced.fixed
+        self._flow = flow(traced.graph)
+        # A program is not changed by what is done to the model later.
+        self._constants = {name: tensor.clone() for name, tensor in traced.constants.items()}
+        self._inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self._simple = not traced.fixed and all(child.is_leaf() for child in traced.taken.child(0).children())
+        self._bindings: OrderedDict[Any, Binding] = OrderedDict()
+        self._memory, self._lock = Memory(), Lock()
+        self._largest = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of weights and of the buffers for the sizes seen so far."""
+        kernels = {id(p.kernel): p.kernel.nbytes for p in self.layers}
+        return sum(kernels.values()) + sum(c.nbytes for c in self._constants.values()) + self._memory.nbytes
+
+    def __call__(self, *inputs: Any) -> Any:
+        tensors = inputs if self._simple and len(inputs) == len(self._inputs) else self._tensors(inputs)
+        try:
+            key = tuple([(x.shape, x.dtype, x.device) for x in tensors])
+        except AttributeError:
+            tensors = self._tensors(inputs)  # says what is wrong
+            raise
+        with self._lock, torch.no_grad():
+            binding = self._bindings.get(key) or self._bind(key, tensors)
+            outputs = binding(tensors)
+        return pytree.tree_unflatten(outputs, self._given)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers, by name, as a file keeps them."""
+        named = dict(self._constants)
+        for layer in self.layers:
+            for what, tensors in (("weight", layer.weights), ("bias", layer.biases)):
+                named |= {f"{layer.name}.{what}.{k}": tensor for k, tensor in enumerate(tensors)}
+        return named
+
+    @property
+    def layers(self) -> list[Chosen]:
+        """In the order in which they run; the name is that in the plan."""
+        return [node.target for node in self._graph.nodes if isinstance(node.target, Chosen)]
+
+    def _bind(self, key: Any, tensors: Sequence[Tensor]) -> Binding:
+        sizes = Sizes(self._inputs, tensors, self._bound)
+        amount = sum(x.numel() for x in tensors)
+        if amount > self._largest:  # what was allotted for less is too small
+            self._bindings.clear()
+            self._memory.clear()
+            self._largest = amount
+        with torch.inference_mode(False), torch.no_grad():  # the buffers must do in any mode
+            binding = Binding(self._graph, self._flow, self._constants, sizes, self._memory, self._threads)
+        self._bindings[key] = binding
+        if len(self._bindings) > _MOST:
+            self._bindings.popitem(last=False)
+        return binding
+
+    def _tensors(self, inputs: Any) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten(inputs)
+        expected = self._taken.child(0)
+        if spec != expected:
+            raise UsageError(
+                "running a program", got=f"inputs nested as {_short(spec)}", expected=_short(expected)
+            )
+        tensors = [leaf for k, leaf in enumerate(leaves) if k not in self._fixed]
+        for position, value in self._fixed.items():
+            if leaves[position] != value:
+                raise UsageError(
+                    "running a program",
+                    got=f"input {position} = {leaves[position]!r:.80}",
+                    expected=f"{value!r:.80}, as in the example: it is part of the program",
+                )
+        wrong = [leaf for leaf in tensors if not isinstance(leaf, Tensor)]
+        if wrong:
+            raise UsageError(
+                "running a program", got=f"an input of type {type(wrong[0]).__name__}", expected="tensors"
+            )
+        return tensors
+
+
+def _short(spec: pytree.TreeSpec) -> str:
+    return " ".join(str(spec).split())[:200]
