@@ -2,6 +2,7 @@
 
 from gracile.runtime.compare import ENGINES, Comparison, Measured, Roster, compare, engines
 from gracile.runtime.engines import Engine
+from gracile.runtime.modules import SparseConv2d, SparseLinear, sparse_modules_
 from gracile.runtime.onnx import OnnxProgram, OnnxRuntime
 from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino
 from gracile.runtime.plan import Choice, Plan
@@ -26,9 +27,12 @@ __all__ = [
     "Plan",
     "Roster",
     "SparseCPU",
+    "SparseConv2d",
+    "SparseLinear",
     "SparseProgram",
     "Torch",
     "compare",
     "engines",
     "load",
+    "sparse_modules_",
 ]
