@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -26,7 +27,7 @@ class Search:
         threads: that they may use.
         rounds: samples of each candidate.
         instruction_set: of the kernels; the best one that the machine has by default.
-        force: layer -> kernel; those are not measured.
+        force: layer, or pattern such as ``"layer1.*"``, -> kernel; those are not measured.
     """
 
     threads: int
@@ -43,19 +44,20 @@ def choose(nodes: Sequence[fx.Node], sizes: Sizes, search: Search) -> tuple[Choi
     Raises:
         UsageError: ``force`` names a layer or kernel that does not exist.
     """
-    unknown = sorted(set(search.force) - {node.target.name for node in nodes})  # type: ignore[union-attr]
+    layers: list[Any] = [node.target for node in nodes]
+    names = [layer.name for layer in layers]
+    unknown = [name for name in search.force if not fnmatch.filter(names, name)]
     if unknown:
         raise UsageError(
             "choosing kernels",
             got=f"the layer {unknown[0]!r}",
-            expected=f"one of {', '.join(node.target.name for node in nodes) or 'none'}",  # type: ignore[union-attr]
+            expected=f"one of {', '.join(names) or 'none: there is none'}",
         )
     done: dict[Any, tuple[Choice, Kernel]] = {}
     choices = []
-    alive = [node.target for node in nodes]  # while ids are compared, nothing may take the place of another
-    for node in nodes:
-        layer: Any = node.target
-        key = (_identity(layer), search.force.get(layer.name))
+    # The list keeps all layers alive: while ids are compared, nothing may take the place of another.
+    for node, layer in zip(nodes, layers, strict=True):
+        key = (_identity(layer), _forced(layer, search))
         if key not in done:  # a module that is used twice is packed once
             inputs = [_like(source, sizes) for source in node.all_input_nodes]
             choice, kernel = _fastest(layer, inputs, _empty(node, sizes), search)
@@ -63,7 +65,6 @@ def choose(nodes: Sequence[fx.Node], sizes: Sizes, search: Search) -> tuple[Choi
         choice, kernel = done[key]
         choices.append(replace(choice, layer=layer.name))
         node.target = Chosen(layer.name, kernel, tuple(bias.clone() for bias in layer.biases))
-    del alive
     return tuple(choices)
 
 
@@ -71,11 +72,7 @@ def _fastest(
     layer: Layer, inputs: Sequence[Tensor], out: Tensor | None, search: Search
 ) -> tuple[Choice, Kernel]:
     makers = layer.kernels(search.instruction_set)
-    forced = search.force.get(layer.name)
-    if forced is not None and forced not in makers:
-        raise UsageError(
-            f"choosing a kernel for '{layer.name}'", got=f"{forced!r}", expected=f"one of {', '.join(makers)}"
-        )
+    forced = _forced(layer, search)
     candidates: dict[str, Kernel] = {}
     for name in [forced] if forced is not None else makers:
         try:
@@ -94,6 +91,22 @@ def _fastest(
     shape = tuple(inputs[0].shape)
     choice = Choice(layer.name, layer.kind, shape, layer.density, layer.block_density, best, times)
     return choice, candidates[best]
+
+
+def _forced(layer: Layer, search: Search) -> str | None:
+    """A layer's own name counts before a pattern, and a pattern only where there is such a kernel."""
+    makers = layer.kernels()
+    wanted = search.force.get(layer.name)
+    if wanted is not None:
+        if wanted not in makers:
+            raise UsageError(
+                f"choosing a kernel for '{layer.name}'",
+                got=f"{wanted!r}",
+                expected=f"one of {', '.join(makers)}",
+            )
+        return wanted
+    found = [kernel for name, kernel in search.force.items() if fnmatch.fnmatchcase(layer.name, name)]
+    return found[0] if found and found[0] in makers else None
 
 
 def _bound(kernel: Any, inputs: Sequence[Tensor], out: Tensor | None, threads: int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gracile.runtime.layers import Chosen
 from gracile.runtime.writers import writer
@@ -87,5 +88,8 @@ def _fresh(target: Any) -> bool:
 
 
 def _plain(node: fx.Node) -> bool:
+    """A tensor whose size is known beforehand, and that depends on others."""
     value = node.meta.get("val")
-    return node.op == "call_function" and isinstance(value, Tensor) and bool(node.all_input_nodes)
+    if node.op != "call_function" or not isinstance(value, Tensor) or not node.all_input_nodes:
+        return False
+    return not free_unbacked_symbols(value)

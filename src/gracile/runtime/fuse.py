@@ -234,7 +234,7 @@ def _value(traced: Traced, x: Any) -> Tensor | None:
 def _name(traced: Traced, weight: fx.Node) -> str:
     path = traced.owners.get(weight.name, weight.name).partition(".parametrizations.")[0]
     head, _, last = path.rpartition(".")
-    return head if head and last.startswith("weight") else path
+    return head if head and last.startswith("weight") else path.removesuffix("_weight")
 
 
 def _shape(node: fx.Node) -> tuple[str, ...]:

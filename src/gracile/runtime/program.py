@@ -125,7 +125,7 @@ def load(folder: str | Path, model: nn.Module, *example: Any) -> SparseProgram:
         folder: where it was saved.
         model: an object of the class that was compiled, built with the same arguments; its numbers do not
             matter, and it is left as it is.
-        example: inputs like those that it was compiled with; the batch may be another.
+        example: inputs of the shapes that it was compiled with; the program takes other batches, too.
 
     Raises:
         FileError: a file is missing, damaged, or made for another model.

@@ -70,7 +70,7 @@ def described(value: Tensor) -> str:
     >>> described(torch.zeros(2, 3))
     'float32 (2, 3)'
     """
-    sizes = ", ".join(str(size) if isinstance(size, int) else "*" for size in value.shape)
+    sizes = ", ".join(str(size) if str(size).isdigit() else "*" for size in value.shape)
     return f"{str(value.dtype).removeprefix('torch.')} ({sizes}{',' if value.dim() == 1 else ''})"
 
 

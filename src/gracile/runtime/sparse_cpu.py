@@ -38,8 +38,8 @@ class SparseCPU:
 
     Args:
         threads: that a program may use.
-        force: layer -> ``"dense"``, ``"sparse"`` or ``"block"``; what is named is not measured, and the
-            program runs these layers whatever dense engines can do.
+        force: layer, or pattern such as ``"layer1.*"`` -> ``"dense"``, ``"sparse"`` or ``"block"``; what is
+            named is not measured, and the program runs these layers whatever dense engines can do.
         plan: of an earlier program; nothing that it decided is measured again.
         against: dense engines to be measured: of ``"torch"``, ``"torch channels-last"`` and
             ``"ONNX Runtime"``; those not installed are left out. Empty: only layers are measured.
@@ -48,7 +48,7 @@ class SparseCPU:
         instruction_set: of :func:`gracile.runtime.kernels.instruction_sets`; the best by default.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU()).eval()
-    >>> program = SparseCPU(force={"0": "sparse"}).compile(model, torch.ones(1, 8))
+    >>> program = SparseCPU(force={"*": "sparse"}).compile(model, torch.ones(1, 8))
     >>> torch.allclose(program(torch.ones(5, 8)), model(torch.ones(5, 8)), atol=1e-5)
     True
     """
@@ -147,5 +147,5 @@ def _dense(runs: str, model: nn.Module, example: tuple[Any, ...], threads: int) 
 
 def _error(model: nn.Module, run: Runner, example: tuple[Any, ...]) -> float:
     with undisturbed(model):
-        want = model(*copied((example, {}))[0])
-    return difference(list(leaves(want)), list(leaves(run(*example))))
+        want = [x.detach() for x in leaves(model(*copied((example, {}))[0]))]
+    return difference(want, [x.detach() for x in leaves(run(*example))])

@@ -134,7 +134,15 @@ def _composed(
         raise _wrong(
             folder / HEADER, f"layers that only one side has: {', '.join(differ[:4])}", "the same layers"
         )
-    choose(nodes, sizes_for(traced, example), Search(plan.threads, 5, None, plan.kernels))
+    found = choose(nodes, sizes_for(traced, example), Search(plan.threads, 5, None, plan.kernels))
+    shapes, saved = ({c.layer: c.shape for c in choices} for choices in (found, plan.layers))
+    if shapes != saved:
+        layer = next(name for name in shapes if shapes[name] != saved[name])
+        raise _wrong(
+            folder / HEADER,
+            f"a plan for inputs of shape {saved[layer]} at '{layer}'",
+            f"{shapes[layer]}, as the example has it",
+        )
     return Composed(traced, plan.threads), traced.bound
 
 

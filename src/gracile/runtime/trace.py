@@ -173,7 +173,8 @@ def _replace(graph: fx.Graph, node: fx.Node, op: str, target: str) -> None:
 
 def _export(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, str]:
     """The exported program, and why its first dimension is fixed if it is."""
-    one = any(isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 for x in pytree.tree_leaves(example))
+    leaves = [x for x in pytree.tree_leaves(example) if _has_batch(x)]
+    one = any(x.shape[0] == 1 for x in leaves)
     # A size of 1 would be taken for a fact about the network, as it is where 1 means that it is repeated.
     doubled = pytree.tree_map(_doubled, example) if one else example
     free = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if _has_batch(x) else None, example)
@@ -182,7 +183,10 @@ def _export(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, str]:
         for inputs, shapes in ((doubled, free), (example, None)):
             try:
                 exported = torch.export.export(model, inputs, dynamic_shapes=shapes)
-                return exported.run_decompositions({}), reason
+                fixed = _fixed_sizes(exported) if shapes else []
+                if not fixed or (len(fixed) < len(leaves) and not one):
+                    return exported.run_decompositions({}), reason
+                reason = f"the network takes it for the number {fixed[0]}, as len(x) and int(x) do"
             except Exception as error:  # whatever the model's code and the tracer make of each other
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     raise _refused(
@@ -191,6 +195,14 @@ def _export(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, str]:
         "a network that torch.export can trace",
         "no branches on values and no data-dependent sizes; or compile the part that computes",
     )
+
+
+def _fixed_sizes(exported: Any) -> list[str]:
+    """First dimensions of inputs that became numbers."""
+    names = set(exported.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder" and n.name in names]
+    sizes = [str(value.shape[0]) for value in values if _has_batch(value)]
+    return [size for size in sizes if size.isdigit()]
 
 
 def _refused(model: nn.Module, got: str, expected: str, hint: str = "") -> GraphError:

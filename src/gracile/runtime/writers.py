@@ -87,7 +87,7 @@ def _pad(
         inner = inner.narrow(dim, before, x.shape[dim])
 
     def call() -> None:
-        out.fill_(value or 0.0)
+        out.fill_(value) if value else out.zero_()
         inner.copy_(x)
 
     return call
