@@ -1,4 +1,4 @@
-"""Plans say which kernel runs which layer, and why; they are shown, saved, forced, or lose to dense engines."""
+"""Plans say which kernel runs which layer, and why: shown, saved, forced, or losing to dense engines."""
 
 import json
 from dataclasses import replace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -20,7 +20,7 @@ from gracile.runtime.writers import Call, Writer, writer
 
 aten = torch.ops.aten
 Values = list[Any]
-Step = Callable[[Values], object]
+_SMALL = 1 << 16  # bytes of an output that are copied in less time than it takes to prepare a call anew
 # Where a window cannot be cut, because strides are not those of the network that was traced, a copy will do.
 _VIEWS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
@@ -58,12 +58,15 @@ class Binding:
         self._flow, self._sizes, self._memory, self._threads = flow, sizes, memory, threads
         self._known: dict[fx.Node, Any] = {}
         self._ending: dict[int, list[Tensor]] = defaultdict(list)  # position -> buffers that are free then
-        self._steps: list[Step] = []
-        self._slots = 0
+        self._inputs: list[Tensor] = []
+        self._steps: list[Call] = []
+        self._values: Values = []
         memory.free_all()
         for at, node in enumerate(graph.nodes):
             if node.op == "placeholder":
-                self._known[node] = self._slot()
+                value = node.meta["val"]
+                self._known[node] = self._take(at, node, sizes(tuple(value.shape)), value.dtype)
+                self._inputs.append(self._known[node])
             elif node.op == "get_attr":
                 self._known[node] = constants[str(node.target)]
             elif node.op == "call_function":
@@ -75,10 +78,13 @@ class Binding:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         """Outputs, in the order of the graph."""
-        values: Values = [*inputs, *[None] * (self._slots - len(inputs))]
+        for buffer, given in zip(self._inputs, inputs, strict=True):
+            buffer.copy_(given)
         for step in self._steps:
-            step(values)
-        return [_result(values, result) for result in self._results]
+            step()
+        outputs = [_result(self._values, result) for result in self._results]
+        self._values[:] = [None] * len(self._values)
+        return outputs
 
     def _place(self, at: int, node: fx.Node) -> None:
         """Work the value out now if it stays as it is, or add the step that does at each run."""
@@ -89,7 +95,7 @@ class Binding:
         args, kwargs = self._of(node.args), self._of(node.kwargs)
         target: Any = node.target
         target = _VIEWS.get(target, target)
-        if node in self._flow.written:
+        if node in self._flow.written and (node not in self._flow.leaving or self._small(value)):
             self._write(at, node, args, kwargs)
         elif _slots_in((args, kwargs)):
             self._run(node, target, args, kwargs)
@@ -105,7 +111,7 @@ class Binding:
     def _window(self, at: int, node: fx.Node, found: Any, base: Tensor) -> None:
         if isinstance(found, Tensor) and found.untyped_storage()._cdata != base.untyped_storage()._cdata:
             found = self._take(at, node, found.shape, found.dtype)
-            self._steps.append(_static(partial(found.view(base.shape).copy_, base)))
+            self._steps.append(partial(found.view(base.shape).copy_, base))
         self._known[node] = found
 
     def _write(self, at: int, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -122,9 +128,9 @@ class Binding:
             if _slots_in((args, kwargs)):
                 if not isinstance(node.target, Chosen):
                     prepare(out, *self._sample(node.args), **self._sample(node.kwargs))  # whether it can
-                self._steps.append(partial(_prepare_and_call, prepare, out, args, kwargs))
+                self._steps.append(partial(_prepare_and_call, self._values, prepare, out, args, kwargs))
             else:
-                self._steps.append(_static(prepare(out, *args, **kwargs)))
+                self._steps.append(prepare(out, *args, **kwargs))
         except NotImplementedError:
             self._run(node, node.target, args, kwargs)
 
@@ -133,7 +139,7 @@ class Binding:
         slot = self._known[node] = self._slot()
         if isinstance(target, Chosen):
             target = partial(_call, target.kernel, self._threads)
-        self._steps.append(partial(_into, slot.index, target, args, kwargs))
+        self._steps.append(partial(_into, self._values, slot.index, target, args, kwargs))
 
     def _contiguous(self, at: int, given: Any) -> Any:
         """Kernels read numbers in order; values that have slots are looked at when they run."""
@@ -141,7 +147,7 @@ class Binding:
             return given
         copy = self._memory.take(given.shape, given.dtype)
         self._ending[at].append(copy)
-        self._steps.append(_static(partial(copy.copy_, given)))
+        self._steps.append(partial(copy.copy_, given))
         return copy
 
     def _take(self, at: int, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -155,11 +161,15 @@ class Binding:
         gone = [self._known[node] for node in self._flow.released.get(at, ()) if node.op == "call_function"]
         slots = [value.index for value in gone if type(value) is Slot]
         if slots:
-            self._steps.append(partial(_forget, slots))
+            self._steps.append(partial(_forget, self._values, slots))
 
     def _slot(self) -> Slot:
-        self._slots += 1
-        return Slot(self._slots - 1)
+        self._values.append(None)
+        return Slot(len(self._values) - 1)
+
+    def _small(self, value: Any) -> bool:
+        count = torch.Size(self._sizes(tuple(value.shape))).numel()
+        return bool(count * value.dtype.itemsize <= _SMALL)
 
     def _of(self, given: Any) -> Any:
         return fx.node.map_arg(given, self._known.__getitem__)
@@ -185,16 +195,12 @@ def _filled(values: Values, given: Any) -> Any:
     return fx.node.map_aggregate(given, lambda a: values[a.index] if isinstance(a, Slot) else a)
 
 
-def _static(call: Call) -> Step:
-    return lambda values: call()
-
-
 def _prepare(kernel: Any, threads: int, out: Tensor, x: Tensor, add: Tensor | None = None) -> Call:
     call: Call = kernel.bind(x.contiguous(), out, add if add is None else add.contiguous(), threads)
     return call
 
 
-def _prepare_and_call(prepare: Writer, out: Tensor, args: Any, kwargs: Any, values: Values) -> None:
+def _prepare_and_call(values: Values, prepare: Writer, out: Tensor, args: Any, kwargs: Any) -> None:
     prepare(out, *_filled(values, args), **_filled(values, kwargs))()
 
 
@@ -202,11 +208,11 @@ def _call(kernel: Kernel, threads: int, x: Tensor, *others: Tensor) -> Any:
     return kernel(x.contiguous(), *(other.contiguous() for other in others), threads=threads)
 
 
-def _into(index: int, target: Any, args: Any, kwargs: Any, values: Values) -> None:
+def _into(values: Values, index: int, target: Any, args: Any, kwargs: Any) -> None:
     values[index] = target(*_filled(values, args), **_filled(values, kwargs))
 
 
-def _forget(slots: Sequence[int], values: Values) -> None:
+def _forget(values: Values, slots: Sequence[int]) -> None:
     for slot in slots:
         values[slot] = None
 

@@ -38,6 +38,7 @@ class Composed:
         self._constants = {name: tensor.clone() for name, tensor in traced.constants.items()}
         self._inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
         self._simple = not traced.fixed and all(child.is_leaf() for child in traced.taken.child(0).children())
+        self._one = traced.given.is_leaf()
         self._bindings: OrderedDict[Any, Binding] = OrderedDict()
         self._memory, self._lock = Memory(), Lock()
         self._largest = 0
@@ -58,7 +59,7 @@ class Composed:
         with self._lock, torch.no_grad():
             binding = self._bindings.get(key) or self._bind(key, tensors)
             outputs = binding(tensors)
-        return pytree.tree_unflatten(outputs, self._given)
+        return outputs[0] if self._one else pytree.tree_unflatten(outputs, self._given)
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers, by name, as a file keeps them."""

@@ -26,7 +26,8 @@ class Flow:
     """What happens to every value of a graph.
 
     Attributes:
-        written: nodes whose answer goes into a buffer.
+        written: nodes whose answer can go into a buffer.
+        leaving: those whose memory the caller would get to see.
         views: nodes whose answer is a window into that of their first argument.
         roots: node -> the nodes whose memory its value may lie in.
         last: node -> position of the last step that uses its memory.
@@ -34,6 +35,7 @@ class Flow:
     """
 
     written: frozenset[fx.Node]
+    leaving: frozenset[fx.Node]
     views: frozenset[fx.Node]
     roots: dict[fx.Node, frozenset[fx.Node]]
     last: dict[fx.Node, int]
@@ -62,11 +64,11 @@ def flow(graph: fx.Graph) -> Flow:
             last.update(dict.fromkeys(roots[source], at))
     output = nodes[-1]
     leaving = frozenset().union(*(roots[source] for source in output.all_input_nodes))
-    written = frozenset(n for n in nodes if n not in leaving and _writes(n.target) and _plain(n))
+    written = frozenset(n for n in nodes if _writes(n.target) and _plain(n))
     by_position: dict[int, list[fx.Node]] = {}
     for node, at in released.items():
         by_position.setdefault(at, []).append(node)
-    return Flow(written, views, roots, last, by_position)
+    return Flow(written, leaving, views, roots, last, by_position)
 
 
 def is_view(target: Any) -> bool:
