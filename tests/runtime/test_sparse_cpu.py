@@ -81,6 +81,40 @@ def test_what_is_returned_stays(compiled):
         assert equal(answer, run(model, first))
 
 
+class Handing(nn.Module):
+    """Outputs that are inputs, constants, and what came before, by operators that make no copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("table", torch.arange(4.0))
+
+    def forward(self, x):
+        y = self.linear(x)
+        return (
+            x,
+            x.to(torch.float32),
+            x.contiguous(),
+            y.expand_as(y),
+            y.contiguous(),
+            y[:1],
+            self.table,
+            self.table[1:],
+        )
+
+
+def test_outputs_are_the_callers_own():
+    model = Handing().eval()
+    program = SPARSE.compile(model, torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    wanted = [y.clone() for y in run(model, x)]
+    for y in program(x):
+        y.fill_(-7)
+    found = program(x)
+    program(torch.randn(3, 4))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
 def test_inputs_of_any_layout(compiled):
     model, inputs, program = compiled("resnet20")
     x = inputs(4)

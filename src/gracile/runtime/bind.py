@@ -74,6 +74,9 @@ class Binding:
                 self._release(at)
             else:
                 self._results = self._of(node.args[0])
+        # An operator may have handed on a buffer or constant, which are the program's own.
+        statics = [value for value in self._known.values() if isinstance(value, Tensor)]
+        self._own = {value.untyped_storage().data_ptr() for value in statics}
         del self._known, self._ending
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
@@ -82,7 +85,7 @@ class Binding:
             buffer.copy_(given)
         for step in self._steps:
             step()
-        outputs = [_result(self._values, result) for result in self._results]
+        outputs = [self._result(result) for result in self._results]
         self._values[:] = [None] * len(self._values)
         return outputs
 
@@ -163,6 +166,12 @@ class Binding:
         if slots:
             self._steps.append(partial(_forget, self._values, slots))
 
+    def _result(self, result: Any) -> Any:
+        found = self._values[result.index] if isinstance(result, Slot) else result
+        if isinstance(found, Tensor) and found.untyped_storage().data_ptr() in self._own:
+            return found.clone()
+        return found
+
     def _slot(self) -> Slot:
         self._values.append(None)
         return Slot(len(self._values) - 1)
@@ -215,9 +224,3 @@ def _into(values: Values, index: int, target: Any, args: Any, kwargs: Any) -> No
 def _forget(values: Values, slots: Sequence[int]) -> None:
     for slot in slots:
         values[slot] = None
-
-
-def _result(values: Values, result: Any) -> Any:
-    if type(result) is Slot:
-        return values[result.index]
-    return result.clone() if isinstance(result, Tensor) else result
