@@ -43,7 +43,7 @@ def finite(x: Tensor) -> bool:
 
 
 def cells(product: Packed, gates: Tensor, h: Tensor, c: Tensor, y: Tensor, threads: int) -> bool:
-    """Move LSTM cells through all steps of ``gates``; False if impossible or not finite, ``y`` then unknown."""
+    """Move LSTM cells through all steps of ``gates``; False if that cannot be, ``y`` is then unknown."""
     if product.kernel is None:
         return False
     steps, batch, hidden = y.shape
