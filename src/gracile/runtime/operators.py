@@ -7,6 +7,7 @@ other devices and for other dtypes they are the dense operators.
 
 from __future__ import annotations
 
+import atexit
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ _LIBRARY.define("sparse_linear(Tensor x, Tensor weight, Tensor? bias, int block)
 Packs = OrderedDict[Any, tuple[Any, Conv | Linear]]
 _packed: dict[int, tuple[Any, Packs]] = {}
 """Address of a weight's storage -> a weak reference to it, and what it was packed to."""
+atexit.register(_packed.clear)  # native objects that outlive their module are reported as leaks
 
 
 def _conv2d(
