@@ -105,7 +105,7 @@ def main(
         "gradient, two axes": lambda: add_gradient_(by_filter + by_channel, weights),
         "added to the loss, two axes": as_loss,
         "force, L2": lambda: add_force_(forces["l2"], weights),
-        "force, L1": lambda: add_force_(forces["l1"], weights),
+        "one force, L1": lambda: add_force_(forces["l1"], weights),
         "activations, L1": lambda: mean_loss_of(quiet, activations).backward(),
         "Hoyer-Square on activations": lambda: mean_loss_of(few, activations).backward(),
         "noise, uniform": noise("uniform"),
@@ -125,9 +125,9 @@ def main(
             run()
             seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    # Force(every=4): the cost of one call in four steps.
-    medians["force, L1, every 4th step"] = medians["force, L1"] / 4
-    operators["force, L1, every 4th step"] = operators["force, L1"] // 4
+    # Force takes one such call in four steps.
+    medians["force, L1"] = medians["one force, L1"] / 4
+    operators["force, L1"] = operators["one force, L1"] // 4
     table = Table(title=f"ResNet-18, CIFAR size, batch {batch}, 1 thread, {rounds} rounds")
     for heading in ("", "CPU ms", "% of a step", "at most", "ATen operators"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -55,7 +55,7 @@ def test_it_adds_what_the_function_adds_after_clipping(digits, mlp):
     attractions = [Attraction(filters("0.weight"), 0.5), Attraction(filters("4.weight"), 0.2, "l1")]
     settings = {"epochs": 1, "batch_size": 360, "clip": 1e-3}
     settings["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
-    train(model, digits, Force(attractions), **settings)
+    train(model, digits, Force(attractions, every=1), **settings)
     start = {name: p.detach().clone() for name, p in by_hand.named_parameters()}
     add_force_(attractions, start)
     train(by_hand, digits, **settings)
@@ -65,6 +65,20 @@ def test_it_adds_what_the_function_adds_after_clipping(digits, mlp):
                 parameter -= start[name].grad
     for a, b in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_one_strong_l1_force_in_four_steps_turns_filters_as_far_as_four(digits, mlp):
+    found = {}
+    for every in (None, 1):
+        model = mlp(0.0)
+        method = Force([Attraction(filters("0.weight"), 0.2, "l1")], every=every)
+        score = train(model, digits, method).test.score
+        found[method.every] = cosine_of(model, "0.weight"), score
+    plain = mlp(0.0)
+    train(plain, digits)
+    assert found[1][0] > cosine_of(plain, "0.weight") + 0.1
+    assert found[4] == pytest.approx(found[1], abs=0.05)
+    assert Force([Attraction(filters("0.weight"))]).every == 1
 
 
 def test_a_collapsed_layer_is_let_go_or_told_of_once():
