@@ -9,13 +9,14 @@ TORCHVISION ?= torchvision==0.28.0
 export GRACILE_DATA ?= $(abspath $(wildcard ../shared/data))
 export OMP_NUM_THREADS ?= $(if $(filter demo,$(MAKECMDGOALS)),2,1)
 
-.PHONY: help demo test format bench results coverage clean
+.PHONY: help demo test format bench results coverage sanitize clean
 help:
 	@echo "make demo     a network made smaller and faster, with proof: runs/demo/report.html"
 	@echo "make test     the whole test suite"
 	@echo "make format   style mended"
 	@echo "make bench    benchmarks; figures go to results/"
 	@echo "make coverage every public architecture reduced by half (an hour or two); docs/coverage.md"
+	@echo "make sanitize the native kernels' tests under sanitizers"
 	@echo "make results  run the recipes of all works (hours); figures go to results/"
 
 # torch first and alone, so that no later package chooses another build of it.
@@ -50,6 +51,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/regularizer_overhead.py
 	$(BIN)/python benchmarks/graph_removal.py
+	$(BIN)/python benchmarks/sparse_layers.py
 
 results: $(VENV)/.base
 	$(BIN)/gracile papers run C6 --scale tiny --seeds 0,1,2
@@ -70,6 +72,16 @@ results: $(VENV)/.base
 	$(BIN)/gracile papers run C23 --scale cpu --seeds 0,1,2
 	$(BIN)/gracile papers table --write README.md
 	$(BIN)/gracile papers table --write docs/results.md
+
+# The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer; the extension is built beside the other.
+sanitize: $(VENV)/.test
+	$(BIN)/pip install --quiet nanobind cmake ninja
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DGRACILE_SANITIZE=ON \
+	  -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build build/sanitize
+	LD_PRELOAD=$$($${CXX:-g++} -print-file-name=libasan.so):$$($${CXX:-g++} -print-file-name=libubsan.so) \
+	  ASAN_OPTIONS=detect_leaks=0 GRACILE_NATIVE=$(abspath build/sanitize) \
+	  $(BIN)/python -m pytest -p no:xdist tests/runtime/kernels
 
 # Goes on where it stopped; results/coverage/trials.jsonl removed, it starts anew.
 coverage: $(VENV)/.test

@@ -5,6 +5,18 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+if native := os.environ.get("GRACILE_NATIVE"):  # a folder with another build of the extension: make sanitize
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    import gracile
+
+    (extension,) = Path(native).glob("_native*.so")
+    spec = importlib.util.spec_from_file_location("gracile._native", extension)
+    sys.modules[spec.name] = gracile._native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gracile._native)
+
 import torch
 from hypothesis import settings
 from reducible.operators import declare
