@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sparse_networks import make, sparse_
 from torch import nn
+from traced_networks import make, sparse_
 
 from gracile.cost import measure
 from gracile.errors import FileError, GracileError, UsageError

@@ -6,8 +6,8 @@ import os
 
 import pytest
 import torch
-from sparse_networks import make
 from torch import nn
+from traced_networks import make
 
 from gracile.errors import FileError
 from gracile.files import read_tensors, write_tensors

@@ -1,12 +1,14 @@
 """Programs for sparse kernels compute what their models do, in memory that is used again and again."""
 
+import gc
 from threading import Thread
 
 import pytest
 import torch
-from sparse_networks import NETWORKS, make, sparse_
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
+from traced_networks import NETWORKS, make, sparse_
 
 import gracile
 from gracile.errors import GraphError, RefusedError, ShapeError, UsageError
@@ -250,6 +252,11 @@ class Selecting(nn.Module):
         return y[y > 0] * 2 + 1
 
 
+class Choosing(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.shape[0] > 2, lambda x: x + 1, lambda x: x - 1, (x,))
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -265,6 +272,7 @@ class Counting(nn.Module):
     [
         (Undecided(), "torch.export can trace"),
         (Noisy(), "random"),
+        (Choosing(), "a choice"),
         (Counting(), "writes into 'calls'"),
     ],
 )
@@ -338,6 +346,17 @@ def test_buffers_are_shared_and_grow_with_the_batch(compiled):
     assert memory.nbytes == large
     # Input, shortcut and output of a block; every value of its own would take ten times as much.
     assert large <= 4 * 32 * 16 * 16 * 16 * 4
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_the_models_memory_is_let_go(kernel):
+    model, inputs = make("attending")
+    weights = [StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()]
+    program = SparseCPU(force={"*": kernel}).compile(model, inputs(2))
+    program(inputs(2))
+    del model
+    gc.collect()
+    assert all(weight.expired() for weight in weights)
 
 
 def test_packed_weights_replace_dense_ones():

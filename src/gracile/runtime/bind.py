@@ -16,6 +16,7 @@ from gracile.runtime.flow import Flow
 from gracile.runtime.layers import Chosen, Kernel
 from gracile.runtime.memory import Memory
 from gracile.runtime.sizes import Sizes
+from gracile.runtime.values import Value
 from gracile.runtime.writers import Call, Writer, writer
 
 aten = torch.ops.aten
@@ -65,7 +66,7 @@ class Binding:
         for at, node in enumerate(graph.nodes):
             if node.op == "placeholder":
                 value = node.meta["val"]
-                self._known[node] = self._take(at, node, sizes(tuple(value.shape)), value.dtype)
+                self._known[node] = self._take(at, node, sizes(value.shape), value.dtype)
                 self._inputs.append(self._known[node])
             elif node.op == "get_attr":
                 self._known[node] = constants[str(node.target)]
@@ -92,7 +93,7 @@ class Binding:
     def _place(self, at: int, node: fx.Node) -> None:
         """Work the value out now if it stays as it is, or add the step that does at each run."""
         value = node.meta.get("val")
-        if value is not None and not isinstance(value, Tensor | list | tuple):
+        if value is not None and not isinstance(value, Value | list):
             self._known[node] = self._sizes(value)
             return
         args, kwargs = self._of(node.args), self._of(node.kwargs)
@@ -126,7 +127,7 @@ class Binding:
             assert found is not None  # or it were not among the written
             prepare = found
         value = node.meta["val"]
-        out = self._known[node] = self._take(at, node, self._sizes(tuple(value.shape)), value.dtype)
+        out = self._known[node] = self._take(at, node, self._sizes(value.shape), value.dtype)
         try:
             if _slots_in((args, kwargs)):
                 if not isinstance(node.target, Chosen):
@@ -177,7 +178,7 @@ class Binding:
         return Slot(len(self._values) - 1)
 
     def _small(self, value: Any) -> bool:
-        count = torch.Size(self._sizes(tuple(value.shape))).numel()
+        count = torch.Size(self._sizes(value.shape)).numel()
         return bool(count * value.dtype.itemsize <= _SMALL)
 
     def _of(self, given: Any) -> Any:
@@ -191,7 +192,7 @@ class Binding:
             if type(known) is not Slot:
                 return known
             value = node.meta["val"]
-            return torch.empty(self._sizes(tuple(value.shape)), dtype=value.dtype, device="meta")
+            return torch.empty(self._sizes(value.shape), dtype=value.dtype, device="meta")
 
         return fx.node.map_arg(given, find)
 

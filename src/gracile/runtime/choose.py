@@ -16,6 +16,7 @@ from gracile.errors import GracileError, UsageError
 from gracile.runtime.layers import Chosen, Kernel, Layer
 from gracile.runtime.plan import Choice
 from gracile.runtime.sizes import Sizes
+from gracile.runtime.values import Value
 
 
 @final
@@ -64,7 +65,7 @@ def choose(nodes: Sequence[fx.Node], sizes: Sizes, search: Search) -> tuple[Choi
             done[key] = replace(choice, macs=layer.macs(_answer(node, sizes))), kernel
         choice, kernel = done[key]
         choices.append(replace(choice, layer=layer.name))
-        node.target = Chosen(layer.name, kernel, tuple(bias.clone() for bias in layer.biases))
+        node.target = Chosen(layer.name, kernel, layer.biases)
     return tuple(choices)
 
 
@@ -116,19 +117,19 @@ def _bound(kernel: Any, inputs: Sequence[Tensor], out: Tensor | None, threads: i
 
 
 def _like(node: fx.Node, sizes: Sizes) -> Tensor:
-    return torch.randn(sizes(tuple(node.meta["val"].shape)))
+    return torch.randn(sizes(node.meta["val"].shape))
 
 
 def _empty(node: fx.Node, sizes: Sizes) -> Tensor | None:
     return (
-        torch.empty_like(_answer(node, sizes), device="cpu") if isinstance(node.meta["val"], Tensor) else None
+        torch.empty_like(_answer(node, sizes), device="cpu") if isinstance(node.meta["val"], Value) else None
     )
 
 
 def _answer(node: fx.Node, sizes: Sizes) -> Tensor:
     value = node.meta["val"]
-    first = value if isinstance(value, Tensor) else value[0]
-    return torch.empty(sizes(tuple(first.shape)), device="meta")
+    first = value if isinstance(value, Value) else value[0]
+    return torch.empty(sizes(first.shape), device="meta")
 
 
 def _identity(layer: Layer) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from gracile.runtime.flow import flow
 from gracile.runtime.layers import Chosen
 from gracile.runtime.memory import Memory
 from gracile.runtime.sizes import Sizes
-from gracile.runtime.trace import Traced
+from gracile.runtime.trace import Traced, copied
 
 _MOST = 8  # sizes that calls are kept prepared for
 
@@ -31,12 +31,12 @@ class Composed:
     """
 
     def __init__(self, traced: Traced, threads: int) -> None:
-        self._graph, self._threads, self._bound = traced.graph, threads, traced.bound
+        self._graph, self._threads, self._bound = copied(traced.graph), threads, traced.bound
         self._taken, self._given, self._fixed = traced.taken, traced.given, traced.fixed
-        self._flow = flow(traced.graph)
+        self._flow = flow(self._graph)
         # A program is not changed by what is done to the model later.
         self._constants = {name: tensor.clone() for name, tensor in traced.constants.items()}
-        self._inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self._inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
         self._simple = not traced.fixed and all(child.is_leaf() for child in traced.taken.child(0).children())
         self._one = traced.given.is_leaf()
         self._bindings: OrderedDict[Any, Binding] = OrderedDict()

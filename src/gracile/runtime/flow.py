@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch import fx
 
 from gracile.runtime.layers import Chosen
+from gracile.runtime.values import Value
 from gracile.runtime.writers import writer
 
 aten = torch.ops.aten
@@ -64,7 +64,9 @@ def flow(graph: fx.Graph) -> Flow:
             last.update(dict.fromkeys(roots[source], at))
     output = nodes[-1]
     leaving = frozenset().union(*(roots[source] for source in output.all_input_nodes))
-    written = frozenset(n for n in nodes if _writes(n.target) and _plain(n))
+    inputs = [node.meta["val"] for node in nodes if node.op == "placeholder"]
+    known = {symbol for value in inputs for symbol in value.symbols()}
+    written = frozenset(n for n in nodes if _writes(n.target) and _plain(n, known))
     by_position: dict[int, list[fx.Node]] = {}
     for node, at in released.items():
         by_position.setdefault(at, []).append(node)
@@ -89,9 +91,9 @@ def _fresh(target: Any) -> bool:
     return isinstance(target, Chosen) or writer(target) is not None
 
 
-def _plain(node: fx.Node) -> bool:
+def _plain(node: fx.Node, known: set[Any]) -> bool:
     """A tensor whose size is known beforehand, and that depends on others."""
     value = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(value, Tensor) or not node.all_input_nodes:
+    if node.op != "call_function" or not isinstance(value, Value) or not node.all_input_nodes:
         return False
-    return not free_unbacked_symbols(value)
+    return known.issuperset(value.symbols())

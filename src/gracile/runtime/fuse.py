@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from gracile.runtime.layers import Convolution, Layer, Product, Recurrence
 from gracile.runtime.trace import Traced, arguments, is_constant, prune
+from gracile.runtime.values import Value
 
 aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -32,6 +33,8 @@ def fuse(traced: Traced) -> list[fx.Node]:
     >>> [node.target.kind for node in fuse(traced)], [node.op for node in traced.graph.nodes]
     (['conv 3-4 3x3'], ['placeholder', 'call_function', 'output'])
     """
+    # Kernels copy matrices and keep biases; a program has to have its own.
+    traced.constants.update({name: t.clone() for name, t in traced.constants.items() if t.dim() == 1})
     names: Counter[str] = Counter()
     for node in list(traced.graph.nodes):
         found = _recognized(traced, node)
@@ -184,7 +187,7 @@ def _plain_batch_norm(traced: Traced, node: fx.Node) -> None:
             new.target = new.name
             traced.constants[new.name] = value.float().reshape(shape)
             traced.owners[new.name] = f"{traced.owners[mean.name].rpartition('.')[0]}.{part}"
-            new.meta = {"val": traced.constants[new.name]}
+            new.meta = {"val": Value.of(traced.constants[new.name])}
             constants.append(new)
     _put(traced.graph, first, scale_shift, (x, *constants), node)
 
@@ -217,7 +220,7 @@ def _put(graph: fx.Graph, place: fx.Node, target: Any, inputs: tuple[Any, ...], 
 
 def _floats(x: Any, dims: int | None = None) -> bool:
     value = x.meta.get("val") if isinstance(x, fx.Node) else None
-    return isinstance(value, Tensor) and value.dtype == torch.float32 and dims in (None, value.dim())
+    return isinstance(value, Value) and value.dtype == torch.float32 and dims in (None, value.dim())
 
 
 def _fixed(traced: Traced, x: Any, dims: int) -> bool:
@@ -237,9 +240,8 @@ def _name(traced: Traced, weight: fx.Node) -> str:
     return head if head and last.startswith("weight") else path.removesuffix("_weight")
 
 
-def _shape(node: fx.Node) -> tuple[str, ...]:
-    """Compared as text: comparing sizes themselves would tie them down."""
-    return tuple(str(size) for size in node.meta["val"].shape)
+def _shape(node: fx.Node) -> Any:
+    return node.meta["val"].shape
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from gracile.errors import GraphError, UsageError
+from gracile.runtime.values import Value
 
 aten = torch.ops.aten
 # In a graph without side effects a copy is the value itself, and so is what only evaluation mode makes of it.
@@ -27,7 +28,8 @@ class Traced:
     """Operators of one forward pass, in order, without side effects.
 
     Attributes:
-        graph: its placeholders are the inputs that are tensors; ``get_attr`` nodes name ``constants``.
+        graph: its placeholders are the inputs that are tensors; ``get_attr`` nodes name ``constants``. What
+            is known of a node's answer is ``node.meta["val"]``, a :class:`gracile.runtime.values.Value`.
         constants: parameters, buffers, and whatever follows from them alone.
         owners: constant -> name of the parameter or buffer that it is, or comes from.
         taken, given: how inputs and outputs are nested.
@@ -52,7 +54,7 @@ def trace(model: nn.Module, *example: Any) -> Traced:
         example: inputs; tensors, or tuples, lists and dictionaries of tensors.
 
     Raises:
-        GraphError: the model cannot be exported, writes into its buffers, or draws random numbers.
+        GraphError: the model cannot be exported, writes into its buffers, draws random numbers, or chooses.
         UsageError: there is no tensor among the inputs.
 
     >>> traced = trace(nn.Sequential(nn.Linear(4, 3), nn.Dropout(), nn.ReLU()), torch.zeros(1, 4))
@@ -93,6 +95,8 @@ def trace(model: nn.Module, *example: Any) -> Traced:
     for node in list(graph.nodes):
         if node.name in constants:
             _replace(graph, node, "get_attr", node.name)
+        elif node.op == "get_attr":
+            raise _refused(model, f"a choice between programs ('{node.target}')", "one list of operators")
         elif _draws(node):
             raise _refused(model, f"random numbers ({node.target})", "the same answer to the same input")
         elif node.target in _COPIES:
@@ -102,6 +106,9 @@ def trace(model: nn.Module, *example: Any) -> Traced:
         if node.op == "call_function" and not node.users:
             graph.erase_node(node)
     _settle(graph, constants, owners)
+    for node in graph.nodes:
+        node.meta = {"val": Value.of(node.meta["val"])} if "val" in node.meta else {}
+    graph = copied(graph)
     spec = exported.call_spec
     return Traced(graph, constants, owners, spec.in_spec, spec.out_spec, fixed, bound)
 
@@ -116,6 +123,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     values = {a.name: a.default_value for a in declared if a.has_default_value()}
     values |= {a.name: value for a, value in zip(declared, node.args, strict=False)}
     return values | node.kwargs
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """The same nodes alone: a graph remembers all targets it ever had, and others remember the graph."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
 
 
 def prune(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
