@@ -4,8 +4,9 @@
     python benchmarks/sparse_networks.py --only resnet20 --density 0.2
 
 Nine tenths of the weights of every layer but the first convolution are set to zero: the smallest, singly or
-in runs of 16 outputs. Nothing is trained afterwards: this is about time, not accuracy, and zeros that training
-made lie less evenly. Baseline: the fastest of the dense engines that are installed, in the same interleaved run.
+in runs of 16 outputs. Nothing is trained afterwards: this is about time, not accuracy, and zeros that
+training made lie less evenly. Baseline: the fastest of the dense engines that are installed, in the same
+interleaved run.
 """
 
 from __future__ import annotations
