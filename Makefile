@@ -52,24 +52,12 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/regularizer_overhead.py
 	$(BIN)/python benchmarks/graph_removal.py
 	$(BIN)/python benchmarks/sparse_layers.py
+	$(BIN)/python benchmarks/sparse_networks.py
 
+WORKS := C3 C5 C6 C9 C11 C12 C13 C16 C18 C22 C23 T1
 results: $(VENV)/.base
-	$(BIN)/gracile papers run C6 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C9 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C18 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C5 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run T1 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C6 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run C9 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run C18 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run C5 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run T1 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run C13 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C22 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C23 --scale tiny --seeds 0,1,2
-	$(BIN)/gracile papers run C13 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run C22 --scale cpu --seeds 0,1,2
-	$(BIN)/gracile papers run C23 --scale cpu --seeds 0,1,2
+	set -e; for scale in tiny cpu; do for work in $(WORKS); do \
+	  $(BIN)/gracile papers run $$work --scale $$scale --seeds 0,1,2; done; done
 	$(BIN)/gracile papers table --write README.md
 	$(BIN)/gracile papers table --write docs/results.md
 

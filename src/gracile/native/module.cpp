@@ -130,6 +130,7 @@ bool all_finite(std::uintptr_t x, std::int64_t count) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // packed layers live as long as the programs that hold them, maybe to the end
     m.def("instruction_sets", &instruction_sets, "Vector instruction sets of this processor, ascending.");
     m.def("kernel_sets", [] {
         std::vector<std::string> names;

@@ -55,11 +55,11 @@ class Packed(ABC):
             )
         self.shape, self.block = tuple(weight.shape), block
         self.nonzeros = int(weight.count_nonzero())
-        self._bias = bias
+        self._bias = None if bias is None else bias.clone()
         four = weight if weight.dim() == 4 else weight[:, :, None, None]
         arrays = (four.numpy(), None if bias is None else bias.numpy())
         self.kernel = pack(instruction_set, form, *arrays, *description)
-        self._dense = weight if self.kernel is None else None
+        self._dense = weight.clone() if self.kernel is None else None
         self.instruction_set = (instruction_set or known[-1]) if self.kernel else "torch"
 
     @final
