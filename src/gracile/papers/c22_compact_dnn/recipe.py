@@ -3,6 +3,8 @@
 Source-only and adapted training are the same in everything else: network, first weights, source samples,
 epochs, optimizer. Nothing is selected: epochs are fixed and the last weights count, since in earnest there
 would be no target label to select by. One setting of the alignments serves all pairs and networks.
+
+The compact network is also compared with 3x3 convolutions of about as many parameters on one domain alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from gracile.train import (
     fit,
     warmup,
 )
-from gracile.zoo import Images, conv_m, conv_m_small, digits, domain, plain_small
+from gracile.zoo import Images, conv_m, conv_m_small, digits, domain, load, plain_small
 
 ENOUGH = 10.0  # points of target accuracy that adapting should gain
 CONVOLUTIONS = ("Conv-M", "3x3")
@@ -47,12 +49,14 @@ class _Setting:
         images: (source, target) for the two convolutional networks.
         objects: (source, target) for the perceptron.
         samples: most source, and most target, images to learn from.
+        alone: data of one domain, the most images of it to learn from, and passes over them.
         epochs, object_epochs: passes over the source samples.
     """
 
     images: tuple[tuple[str, str], ...]
     objects: tuple[tuple[str, str], ...]
     samples: int
+    alone: tuple[str, int, int]
     epochs: int
     object_epochs: int = 1
     batch_size: int = 64
@@ -64,6 +68,7 @@ _SETTINGS: dict[Scale, _Setting] = {
         (("digits", "inverted"), ("digits", "rotated"), ("digits", "blurred")),
         (),
         samples=1000,
+        alone=("digits", 2000, 25),
         epochs=25,
         batch_size=32,
     ),
@@ -71,6 +76,7 @@ _SETTINGS: dict[Scale, _Setting] = {
         (("usps", "mnist16"), ("mnist16", "usps")),
         (("amazon", "webcam"), ("webcam", "caltech")),
         samples=6000,
+        alone=("fashion-mnist", 10_000, 3),
         epochs=5,
         object_epochs=15,
     ),
@@ -105,7 +111,7 @@ def run(scale: Scale, seed: int) -> list[Result]:
             )
             gains[name].append(adapted.target - plain.target)
             results += _lines(f"{pair[0]} to {pair[1]}, {name}", plain, adapted)
-    return results + _summary(gains)
+    return results + _summary(gains) + _alone(setting, seed)
 
 
 def _lines(what: str, plain: _Scores, adapted: _Scores) -> list[Result]:
@@ -135,6 +141,20 @@ def _summary(gains: dict[str, list[float]]) -> list[Result]:
         ),
         Result("Conv-M gains more", "mean gain of Conv-M over that of 3x3 convolutions", more, "points"),
     ]
+
+
+def _alone(setting: _Setting, seed: int) -> list[Result]:
+    data, most, epochs = setting.alone
+    splits = _fewer(load(data, seed=seed), most, seed)
+    results = []
+    for name in CONVOLUTIONS:
+        scores = _trained(name, splits, splits, setting, epochs, seed, ())
+        size = sum(p.numel() for p in _NETWORKS[name][0](splits.train.shape).parameters()) / 1e3
+        results += [
+            Result(f"alone {name}", f"{data}: test accuracy, {name}", scores.source, "%"),
+            Result(f"alone {name} size", f"{data}: parameters, {name}", size, "k"),
+        ]
+    return results
 
 
 def _trained(
