@@ -1,13 +1,15 @@
 """What runs a network: targets of :func:`gracile.compile`, and the engines that they are measured against."""
 
-from gracile.runtime.compare import ENGINES, Comparison, Measured, Roster, compare, engines
+from gracile.runtime.compare import ENGINES, Comparison, Measured, compare, engines
 from gracile.runtime.engines import Engine
 from gracile.runtime.modules import SparseConv2d, SparseLinear, sparse_modules_
 from gracile.runtime.onnx import OnnxProgram, OnnxRuntime
 from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino
 from gracile.runtime.plan import Choice, Plan
 from gracile.runtime.program import SparseProgram, load
+from gracile.runtime.roster import Roster
 from gracile.runtime.sparse_cpu import SparseCPU
+from gracile.runtime.sparse_engine import SparseKernels
 from gracile.runtime.torch_engines import ChannelsLast, Compiled, Torch
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Roster",
     "SparseCPU",
     "SparseConv2d",
+    "SparseKernels",
     "SparseLinear",
     "SparseProgram",
     "Torch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -10,34 +9,14 @@ from typing import Any, final
 from torch import nn
 
 from gracile.cost import Timing, against, measure
-from gracile.errors import RefusedError, UsageError
+from gracile.errors import RefusedError
 from gracile.runtime.engines import Call, Engine
-from gracile.runtime.onnx_engines import DeepSparse, OnnxEngine, OnnxRuntimeEngine, OpenVino, current, once
-from gracile.runtime.torch_engines import ChannelsLast, Compiled, Torch
+from gracile.runtime.onnx_engines import OnnxEngine, current, once
+from gracile.runtime.roster import OTHERS, Roster, select
+from gracile.runtime.sparse_engine import SparseKernels
 
-ENGINES: tuple[Engine, ...] = (
-    Torch(),
-    ChannelsLast(),
-    Compiled(),
-    OnnxRuntimeEngine(),
-    OpenVino(),
-    DeepSparse(),
-)
+ENGINES: tuple[Engine, ...] = (*OTHERS, SparseKernels())
 """All that are known, installed or not."""
-
-
-@final
-@dataclass(frozen=True)
-class Roster:
-    """Engines that were asked for.
-
-    Attributes:
-        present: those that are installed.
-        missing: name of each other one -> why it is not there.
-    """
-
-    present: tuple[Engine, ...]
-    missing: Mapping[str, str]
 
 
 @final
@@ -72,38 +51,12 @@ class Comparison:
 
 
 def engines(names: Iterable[str] | None = None, known: Iterable[Engine] = ENGINES) -> Roster:
-    """Which engines can be used here.
-
-    Args:
-        names: of those wanted, in any case, without spaces and signs; by default all but the patient ones.
-        known: to choose from.
-
-    Raises:
-        UsageError: there is no engine of that name.
+    """Which engines can be used here; see :func:`gracile.runtime.roster.select`.
 
     >>> [engine.name for engine in engines(["torch"]).present]
     ['torch']
     """
-    every = {short(engine.name): engine for engine in known}
-    asked = every if names is None else dict.fromkeys(map(short, names))
-    unknown = [name for name in asked if name not in every]
-    if unknown or not asked:
-        raise UsageError(
-            "choosing engines",
-            got=f"'{', '.join(unknown)}'",
-            expected=f"some of {', '.join(every)}, separated by commas",
-        )
-    present, missing = [], {}
-    for engine in map(every.__getitem__, asked):
-        if engine.version is None:
-            missing[engine.name] = f"no package {engine.package}" + (
-                f": {engine.hint}" if engine.hint else ""
-            )
-        elif names is None and engine.patient:
-            missing[engine.name] = "takes long to prepare; ask for it by name"
-        else:
-            present.append(engine)
-    return Roster(tuple(present), missing)
+    return select(names, known)
 
 
 def compare(
@@ -167,12 +120,3 @@ def compare(
         (first, pairs[best][1].name),
         tuple(refused),
     )
-
-
-def short(name: str) -> str:
-    """How an engine is named in commands.
-
-    >>> short("ONNX Runtime"), short("torch.compile")
-    ('onnxruntime', 'torchcompile')
-    """
-    return re.sub("[^a-z0-9]", "", name.lower())

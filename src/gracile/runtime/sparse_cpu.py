@@ -15,12 +15,12 @@ from gracile.reduce.copies import undisturbed
 from gracile.reduce.probes import copied, leaves
 from gracile.reduce.verify import difference
 from gracile.runtime.choose import Search, choose
-from gracile.runtime.compare import engines, short
 from gracile.runtime.composed import Composed
 from gracile.runtime.fuse import fuse
 from gracile.runtime.onnx import OnnxRuntime
 from gracile.runtime.plan import COMPOSED, RUNS, Plan
 from gracile.runtime.program import SparseProgram, paper_cost
+from gracile.runtime.roster import OTHERS, select, short
 from gracile.runtime.sizes import sizes_for
 from gracile.runtime.store import Runner
 from gracile.runtime.trace import Traced, trace
@@ -115,7 +115,7 @@ class SparseCPU:
         training = model.training
         model.eval()  # an engine that runs it as it stands takes no other
         try:
-            for engine in engines(self.against).present:
+            for engine in select(self.against, OTHERS).present:
                 try:
                     calls[engine.name] = engine.prepare(model, *example, threads=self.threads)
                 except GracileError:  # one rival less
