@@ -8,7 +8,9 @@ from gracile.zoo import digits
 
 
 def test_recipe_of_adaptation(monkeypatch):
-    quick = recipe._Setting((("digits", "blurred"),), (), samples=100, epochs=2, batch_size=32)
+    quick = recipe._Setting(
+        (("digits", "blurred"),), (), samples=100, alone=("digits", 100, 2), epochs=2, batch_size=32
+    )
     monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     results = {result.id: result for result in recipe.run("tiny", 0)}
     assert results["parameters"].holds
@@ -20,6 +22,8 @@ def test_recipe_of_adaptation(monkeypatch):
         assert parts["gain"] == pytest.approx(parts["adapted"] - parts["plain"])
         assert f"digits to blurred, {name}: renewed" in results
     assert results["pairs"].holds is False  # of one pair
+    assert 0 <= results["alone Conv-M"].value <= 100
+    assert results["alone Conv-M size"].value > 1
 
 
 def test_the_same_digits_are_not_in_both_domains():

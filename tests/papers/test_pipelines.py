@@ -27,7 +27,7 @@ def test_recipe_of_the_pipeline(monkeypatch):
 def test_recipe_of_codesign(monkeypatch):
     from gracile.papers.c16_codesign import recipe
 
-    quick = recipe._Setting("digits", dense=4, gone=0.5, learn=2, tune=1, bits=6, batch_size=32)
+    quick = recipe._Setting("digits", dense=4, gone=0.5, learn=2, tune=1, bits=6, batch_size=32, rate=0.05)
     monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     results = {result.id: result for result in run("C16", "tiny", 0)}
     assert results["units: indices"].value == 0

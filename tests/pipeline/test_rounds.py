@@ -76,7 +76,7 @@ def test_a_latency_is_met_and_an_interrupted_run_goes_on(splits, tmp_path):
     said = outcome.asked
     assert "asked" in said
     assert "measured" in said
-    assert reduced.fc1.out_features < model.fc1.out_features or reduced.conv2.out_channels < 50
+    assert sum(p.numel() for p in reduced.parameters()) < sum(p.numel() for p in model.parameters())
     stages: list[str] = []
     _, second, again = journey(splits, budget, folder=tmp_path, announce=stages.append)
     assert not any("Timing the widths" in stage for stage in stages)  # what was timed is not timed again
