@@ -8,6 +8,7 @@ execute anything.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -60,6 +61,12 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
             hint="what was there before is unchanged",
         ) from error
     return path
+
+
+def sha256_of(path: str | Path) -> str:
+    """Digest of a file's content in hexadecimal, by which files are named and damage is found."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> Path:

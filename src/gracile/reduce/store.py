@@ -8,7 +8,6 @@ older version loses neither.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import FileError, GracileError, UsageError
-from gracile.files import read_json, read_tensors, write_json, write_tensors
+from gracile.files import read_json, read_tensors, sha256_of, write_json, write_tensors
 from gracile.graph.cut import Cut
 from gracile.reduce.apply import apply_, named_tensors, owner_of, plain_of, refresh_
 from gracile.reduce.attention import Attention, make_attention_explicit_
@@ -136,7 +135,7 @@ def save(folder: str | Path, model: nn.Module, *cuts: Cut | Mapping[str, int]) -
             got=f"a tensor that safetensors cannot hold ({error})",
             expected="plain tensors",
         ) from error
-    digest = _digest(draft)
+    digest = sha256_of(draft)
     draft.replace(_weights(folder, digest))
     path = write_json(folder / STRUCTURE, Structure.of(model, cuts, tensors, digest))
     for old in folder.glob("weights-*.safetensors"):
@@ -167,7 +166,7 @@ def load(folder: str | Path, fresh: nn.Module) -> nn.Module:
         raise _wrong(path, "a malformed digest", "SHA-256 in hexadecimal")
     weights = _weights(folder, structure.sha256)
     tensors = read_tensors(weights)
-    if _digest(weights) != structure.sha256:
+    if sha256_of(weights) != structure.sha256:
         raise _wrong(weights, "other content than was written", f"SHA-256 {structure.sha256}")
     _compare(weights, tensors, structure)
     if any(not 0 <= factored.after <= len(structure.cuts) for factored in structure.factored):
@@ -237,11 +236,6 @@ def _entry(tensor: Tensor) -> Entry:
 
 def _weights(folder: Path, digest: str) -> Path:
     return folder / f"weights-{digest[:16]}.safetensors"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _wrong(path: Path, got: str, expected: str) -> FileError:

@@ -6,7 +6,6 @@ weights are named by their content, so that writing the JSON file is the one ste
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gracile.errors import FileError, GracileError
-from gracile.files import read_json, read_tensors, write_json, write_tensors
+from gracile.files import read_json, read_tensors, sha256_of, write_json, write_tensors
 from gracile.reduce.copies import duplicate
 from gracile.runtime.choose import Search, choose
 from gracile.runtime.composed import Composed
@@ -57,7 +56,7 @@ def save(folder: str | Path, run: Runner, plan: Plan, network: str) -> Path:
     else:
         tensors = run.tensors()
     draft = write_tensors(folder / "weights.safetensors", tensors)
-    digest = _digest(draft)
+    digest = sha256_of(draft)
     kept = _weights(folder, digest)
     draft.replace(kept)
     path = write_json(folder / HEADER, Header(FORMAT, VERSION, network, digest, plan))
@@ -83,7 +82,7 @@ def restore(folder: str | Path, model: nn.Module, example: tuple[Any, ...]) -> t
     plan = checked(path, header.plan)
     weights = _weights(folder, header.sha256)
     tensors = read_tensors(weights)
-    if _digest(weights) != header.sha256:
+    if sha256_of(weights) != header.sha256:
         raise _wrong(weights, "other content than was written", f"SHA-256 {header.sha256}")
     try:
         run, bound = _runner(folder, plan, tensors, model, example)
@@ -158,11 +157,6 @@ def _compare(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Ten
 
 def _weights(folder: Path, digest: str) -> Path:
     return folder / f"weights-{digest[:16]}.safetensors"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _wrong(path: Path, got: str, expected: str) -> FileError:
