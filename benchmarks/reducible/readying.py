@@ -22,15 +22,21 @@ def ready(built: Built, seed: int) -> None:
 
 @torch.no_grad()
 def jitter(model: nn.Module, seed: int) -> None:
-    """Noise on every vector (scales, shifts, layer scales) and on every tensor that is constant."""
+    """Noise on every vector (scales, shifts) and on every tensor that is constant.
+
+    A constant that is not zero is a scale in the shape of what it scales (gains of a standardized convolution,
+    layer scales) and gets the little noise of a vector: gains that scatter by as much as they measure make a
+    network which amplifies its own rounding. Zeros are a matrix yet to be learned.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if not parameter.is_floating_point() or parameter.numel() == 0:
             continue
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() < 2:
+        constant = bool((parameter == parameter.reshape(-1)[0]).all())
+        if parameter.dim() < 2 or (constant and bool(parameter.any())):
             parameter.add_(noise, alpha=0.1)
-        elif bool((parameter == parameter.reshape(-1)[0]).all()):
+        elif constant:
             parameter.add_(noise, alpha=max(1, parameter.shape[1]) ** -0.5)
 
 

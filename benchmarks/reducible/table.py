@@ -29,9 +29,10 @@ from the masked network relative to its largest output, in float32. *CPU*: secon
 passes, which are counted and priced at one plain forward each; median and largest.
 
 Weights are random; batch-norm statistics are calibrated and vectors jittered, so that no output is constant.
-Errors are those of the library's own verification and of `benchmarks/reducible/check.py`, which shares no
-code with it: an ordinary full-size copy with zeros, on fresh inputs with a batch of two. Where operators
-count along what is removed (the mean of LayerNorm), no plain masked network exists; there a second
+Errors are those of the library's own verification, on other weights than the network's (jittered further, or
+drawn anew), some of which amplify rounding, and of `benchmarks/reducible/check.py`, which shares no code with
+it: an ordinary full-size copy of the network itself with zeros, on fresh inputs with a batch of two. Where
+operators count along what is removed (the mean of LayerNorm), no plain masked network exists; there a second
 removal with `norms="keep"` is checked so.
 """
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from reducible.architecture import Architecture, Built
 from reducible.check import against_masked, masked
-from reducible.readying import fresh, ready
+from reducible.readying import fresh, jitter, ready
 from reducible.trial import Trial, attempt
 from torch import Tensor, nn
 
@@ -26,6 +26,20 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.n(self.a(x)).relu()).mean((2, 3))
+
+
+@torch.no_grad()
+def test_scales_are_jittered_a_little_and_zeros_fully():
+    model = nn.Module()
+    model.gain = nn.Parameter(torch.ones(2000, 1, 1, 1))
+    model.unlearned = nn.Parameter(torch.zeros(200, 10))
+    before = torch.randn(20, 10)
+    model.learned = nn.Parameter(before.clone())
+    jitter(model, 0)
+    assert 0.08 < float(model.gain.std()) < 0.12
+    assert abs(float(model.gain.mean()) - 1) < 0.02
+    assert 0.28 < float(model.unlearned.std()) < 0.35  # one over the root of ten
+    assert torch.equal(model.learned, before)
 
 
 class Layered(nn.Sequential):
