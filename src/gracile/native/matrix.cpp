@@ -1,33 +1,26 @@
 // Products with a sparse matrix, for any number of inputs.
 //
-// Sixteen rows with about as many nonzeros stand together, their entries interleaved and filled up to the longest:
-// one input gathers sixteen numbers at a time; many inputs are transposed, and each entry multiplies vectors of
-// them, with as many sums in the making as rows, so that none waits for the one before.
+// Sixteen rows with about as many nonzeros stand together, their entries interleaved and filled up to the longest.
+// Few inputs are looked up in windows (window.h), or gathered one by one where an instruction set cannot; many
+// inputs are transposed, and each entry multiplies vectors of them, with as many sums in the making as rows, so
+// that none waits for the one before.
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
+#include "aligned.h"
 #include "kernel.h"
 #include "vector.h"
+#include "window.h"
 
 namespace gracile::GRACILE_SET {
 namespace {
 
 constexpr int together = 16;
-constexpr int few = 2;  // inputs for which gathering is faster than transposing
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-
-template <class T>
-std::unique_ptr<T, Free> aligned(std::size_t count) {
-    auto* const p = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64));
-    if (!p) throw std::bad_alloc();
-    return std::unique_ptr<T, Free>(p);
-}
+constexpr int few = 2;                        // inputs for which gathering is faster than transposing
+constexpr int several = lanes == 16 ? 5 : 3;  // inputs for which looking up is
 
 GRACILE_INLINE float finished(float sum, const float* add, std::ptrdiff_t at, bool relu_too) {
     if (add) sum += add[at];
@@ -108,6 +101,15 @@ class Rows final : public Kernel {
         bytes = slots * (sizeof(Index) + sizeof(float)) + order_.size() * sizeof(int) +
                 starts_.size() * sizeof(std::int64_t) + bias_.size() * sizeof(float);
         tiling = "rows by sixteen, " + std::to_string(8 * sizeof(Index)) + " bits for a column";
+#if defined(GRACILE_LOOK_UP)
+        windows_.emplace(c.weight, order_, inputs_);
+        if (!windows_->pays()) {
+            windows_.reset();
+        } else {
+            bytes += windows_->bytes();
+            tiling += ", windows of " + std::to_string(Windows::reach) + " columns";
+        }
+#endif
     }
 
     void unpack(float* weight) const override {
@@ -145,6 +147,9 @@ class Rows final : public Kernel {
                                      : static_cast<int>(std::lower_bound(starts_.begin(), starts_.end(), wanted) - starts_.begin());
         };
         const int first = i ? std::min(from(i), sets_) : 0, last = std::min(from(i + 1), sets_);
+#if defined(GRACILE_LOOK_UP)
+        if (windows_ && c.batch <= several) return looked_up(c, first, last);
+#endif
         if (c.batch <= few) {
             for (std::int64_t b = 0; b < c.batch; ++b)
                 for (int n = first; n < last; ++n) {
@@ -167,6 +172,26 @@ class Rows final : public Kernel {
             b += many;
         }
     }
+
+#if defined(GRACILE_LOOK_UP)
+    // Sets of sixteen rows; each is one or two of windows'.
+    void looked_up(const Call& c, int first, int last) const {
+        float* const x = scratch(static_cast<std::size_t>(inputs_) + Windows::reach);
+        std::fill_n(x + inputs_, static_cast<int>(Windows::reach), 0.0f);
+        for (std::int64_t b = 0; b < c.batch; ++b) {
+            std::copy_n(c.x + b * inputs_, inputs_, x);
+            for (int at = first * together; at < std::min(last * together, outputs_); at += lanes) {
+                alignas(64) float sum[lanes];
+                windows_->multiply(at / lanes, x, sum);
+                for (int r = 0; r < std::min(lanes, outputs_ - at); ++r) {
+                    const int o = order_[at + r];
+                    const std::ptrdiff_t to = b * outputs_ + o;
+                    c.y[to] = finished(sum[r] + (bias_.empty() ? 0.0f : bias_[o]), c.add, to, relu_);
+                }
+            }
+        }
+    }
+#endif
 
     void chunk(const Call& c, std::int64_t b, int many, int vectors, int first, int last) const {
         const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(vectors) * lanes;
@@ -210,9 +235,12 @@ class Rows final : public Kernel {
     bool relu_;
     std::vector<int> order_;
     std::vector<std::int64_t> starts_;  // of every sixteen rows, in entries of one row
-    std::unique_ptr<Index, Free> at_;
-    std::unique_ptr<float, Free> weights_;
+    Aligned<Index> at_;
+    Aligned<float> weights_;
     std::vector<float> bias_;
+#if defined(GRACILE_LOOK_UP)
+    std::optional<Windows> windows_;
+#endif
 };
 
 // Runs of 16 outputs: the vector runs over outputs, inputs are broadcast, nothing is transposed.
@@ -322,7 +350,7 @@ class Runs final : public Kernel {
     bool relu_;
     std::vector<std::int32_t> at_;
     std::vector<std::int64_t> starts_;
-    std::unique_ptr<float, Free> weights_;
+    Aligned<float> weights_;
     std::vector<float> bias_;
 };
 

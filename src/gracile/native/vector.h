@@ -59,6 +59,12 @@ GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
         _mm512_maskz_alignr_epi32(m, _mm512_castps_si512(v), _mm512_castps_si512(previous), 15));
 }
 GRACILE_INLINE bool any_nan(Vector v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+// lane i gets number at[i] of the 2 lanes floats low, high
+#define GRACILE_LOOK_UP
+GRACILE_INLINE Vector look_up(Vector low, Vector high, const std::uint8_t* at) {
+    const __m512i i = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(at)));
+    return _mm512_permutex2var_ps(low, i, high);
+}
 // of 2 lanes floats the even and the odd ones
 GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
     const __m512i e = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -106,6 +112,12 @@ GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
     return _mm256_and_ps(turned, _mm256_castsi256_ps(m));
 }
 GRACILE_INLINE bool any_nan(Vector v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
+#define GRACILE_LOOK_UP
+GRACILE_INLINE Vector look_up(Vector low, Vector high, const std::uint8_t* at) {
+    const __m256i i = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+    const __m256 from_low = _mm256_permutevar8x32_ps(low, i), from_high = _mm256_permutevar8x32_ps(high, i);
+    return _mm256_blendv_ps(from_low, from_high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));  // bit 3
+}
 GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
     const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
     *even = _mm256_shuffle_ps(low, high, 0x88);
