@@ -24,9 +24,9 @@ def ready(built: Built, seed: int) -> None:
 def jitter(model: nn.Module, seed: int) -> None:
     """Noise on every vector (scales, shifts) and on every tensor that is constant.
 
-    A constant that is not zero is a scale in the shape of what it scales (gains of a standardized convolution,
-    layer scales) and gets the little noise of a vector: gains that scatter by as much as they measure make a
-    network which amplifies its own rounding. Zeros are a matrix yet to be learned.
+    A constant that is not zero is a scale in the shape of what it scales (gains of a standardized
+    convolution, layer scales) and gets the little noise of a vector: gains that scatter by as much as they
+    measure make a network which amplifies its own rounding. Zeros are a matrix yet to be learned.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
