@@ -135,7 +135,6 @@ def four_texts(batch: int) -> dict[str, Any]:
     return tokens()(4 * batch)
 
 
-
 def pair(name: str, prefix: str, text: dict[str, Any] = TEXT, **sizes: Any) -> Architecture:
     sizes = {"text_config": text, "vision_config": VISION, "projection_dim": 16, **sizes}
     return pretrained(name, "multimodal", prefix, "Model", PAIR, MATCHED, **sizes)

@@ -5,9 +5,9 @@
 // into its planes.
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <utility>
 
+#include "aligned.h"
 #include "map.h"
 
 namespace gracile::GRACILE_SET {
@@ -31,31 +31,28 @@ struct Tile {
     bool relu;
 };
 
-typedef float Four __attribute__((vector_size(16)));
-typedef std::int32_t Mask __attribute__((vector_size(16)));
-
-GRACILE_INLINE void put(float s, const Tile& t, std::ptrdiff_t at) {
-    if (t.add) s += t.add[at];
-    t.y[at] = t.relu && s < 0.0f ? 0.0f : s;
-}
-
-GRACILE_INLINE void transpose(const float* from, const Tile& t, std::ptrdiff_t at) {
-    Four a[4], b[4];
-    GRACILE_UNROLL
-    for (int i = 0; i < 4; ++i) std::memcpy(&a[i], from + i * together, sizeof(Four));
-    const Four low0 = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5), low1 = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
-    const Four high0 = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7), high1 = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
-    b[0] = __builtin_shufflevector(low0, low1, 0, 1, 4, 5), b[1] = __builtin_shufflevector(low0, low1, 2, 3, 6, 7);
-    b[2] = __builtin_shufflevector(high0, high1, 0, 1, 4, 5), b[3] = __builtin_shufflevector(high0, high1, 2, 3, 6, 7);
-    GRACILE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        if (t.add) {
-            Four more;
-            std::memcpy(&more, t.add + at + i * t.plane, sizeof more);
-            b[i] += more;
-            if (t.relu) b[i] = b[i] < 0.0f ? Four{0, 0, 0, 0} : b[i];
+// Results of `count` pixels that follow each other in the output, 16 channels each, into the channels' planes.
+__attribute__((noinline)) void deliver(const Tile& t, const float* from, int count, std::ptrdiff_t at) {
+    for (int i = 0; i < count; i += lanes, from += lanes * together) {
+        const int some = std::min(lanes, count - i);
+        for (int c = 0; c < t.channels; c += 4) {
+            Vector a[4], b[4];
+            GRACILE_UNROLL
+            for (int k = 0; k < 4; ++k) a[k] = fours(from + k * together + c, 4 * together);
+            const Vector low0 = mix_low(a[0], a[1]), low1 = mix_low(a[2], a[3]);
+            const Vector high0 = mix_high(a[0], a[1]), high1 = mix_high(a[2], a[3]);
+            b[0] = pair_low(low0, low1), b[1] = pair_high(low0, low1);
+            b[2] = pair_low(high0, high1), b[3] = pair_high(high0, high1);
+            GRACILE_UNROLL
+            for (int k = 0; k < 4; ++k) {
+                if (c + k >= t.channels) break;
+                const std::ptrdiff_t to = at + i + (c + k) * t.plane;
+                Vector v = b[k];
+                if (t.add) v = add(v, load_some(t.add + to, between(0, some)));
+                if (t.add && t.relu) v = relu(v);
+                store_first(t.y + to, v, some);
+            }
         }
-        std::memcpy(t.y + at + i * t.plane, &b[i], sizeof(Four));
     }
 }
 
@@ -84,24 +81,13 @@ void tile(const Tile& t) {
             }
         }
     }
-    alignas(64) float all[R * P * together];
+    // pixels beyond the last are delivered nowhere
+    alignas(64) float all[(R * P + lanes) * together];
     const bool now = t.relu && !t.add;
     GRACILE_UNROLL
     for (int i = 0; i < R * P * parts; ++i) store(all + i * lanes, now ? relu(sum[i]) : sum[i]);
-    // Four channels of four pixels at a time; what is left over one by one.
-    int c = 0;
-    for (; c + 4 <= t.channels; c += 4)
-        for (int r = 0; r < R; ++r) {
-            const std::ptrdiff_t at = c * t.plane + r * t.row;
-            const float* from = all + r * P * together + c;
-            int i = 0;
-            for (; i + 4 <= P; i += 4) transpose(from + i * together, t, at + i);
-            for (; i < P; ++i)
-                for (int k = 0; k < 4; ++k) put(from[i * together + k], t, at + k * t.plane + i);
-        }
-    for (; c < t.channels; ++c)
-        for (int r = 0; r < R; ++r)
-            for (int i = 0; i < P; ++i) put(all[(r * P + i) * together + c], t, c * t.plane + r * t.row + i);
+    if (t.row == P) return deliver(t, all, R * P, 0);
+    for (int r = 0; r < R; ++r) deliver(t, all + r * P * together, P, r * t.row);
 }
 
 using Run = void (*)(const Tile&);
@@ -125,14 +111,10 @@ Run choose(int rows, int pixels) {
     }
 }
 
-struct Free {
-    void operator()(float* p) const { std::free(p); }
-};
-
 class Blocks final : public Kernel {
    public:
     explicit Blocks(const Convolution& c)
-        : down_(c, 0), across_(c, 1), groups_(c.groups), inputs_(c.inputs), outputs_(c.outputs / c.groups),
+        : down_(c, 0), across_(c, 1), phases_(down_, across_), groups_(c.groups), inputs_(c.inputs), outputs_(c.outputs / c.groups),
           size_(c.size[0] * c.size[1]), relu_(c.relu) {
         flat_ = c.kernel[0] == 1 && c.kernel[1] == 1 && c.stride[0] == 1 && c.stride[1] == 1 &&
                 c.padding[0] == 0 && c.padding[1] == 0;
@@ -140,13 +122,6 @@ class Blocks final : public Kernel {
         width_ = flat_ ? size_ : across_.out;
         line_ = flat_ ? size_ : across_.out + across_.high - across_.low;
         height_ = flat_ ? 1 : down_.out + down_.high - down_.low;
-        for (int i = 0; i < down_.kernel; ++i)
-            for (int j = 0; j < across_.kernel; ++j) {
-                const int p = down_.phase[i] * across_.stride + across_.phase[j];
-                auto found = std::find(planes_.begin(), planes_.end(), p);
-                plane_.push_back(static_cast<int>(found - planes_.begin()));
-                if (found == planes_.end()) planes_.push_back(p);
-            }
         blocks_ = (outputs_ + together - 1) / together;
         cut(c);
         pack(c);
@@ -188,11 +163,11 @@ class Blocks final : public Kernel {
         std::atomic<bool> odd;
     };
 
-    int floats() const { return static_cast<int>(planes_.size()) * height_ * line_; }  // of a channel
+    int floats() const { return static_cast<int>(phases_.planes.size()) * height_ * line_; }  // of a channel
     int offset(int k) const {
         if (flat_) return 0;
         const int y = down_.shift[k / across_.kernel] - down_.low, x = across_.shift[k % across_.kernel] - across_.low;
-        return (plane_[k] * height_ + y) * line_ + x;
+        return (phases_.plane[k] * height_ + y) * line_ + x;
     }
 
     // The tile that leaves the fewest half-filled ones: each nonzero run costs a load and its pixels.
@@ -233,8 +208,7 @@ class Blocks final : public Kernel {
             }
         offsets_.shrink_to_fit();
         slots = kept.size();
-        weights_.reset(static_cast<float*>(std::aligned_alloc(64, std::max<std::size_t>(64, kept.size() * sizeof(float)))));
-        if (!weights_) throw std::bad_alloc();
+        weights_ = aligned<float>(kept.size());
         std::copy(kept.begin(), kept.end(), weights_.get());
         if (c.bias) {
             bias_.assign(static_cast<std::size_t>(groups_) * blocks_ * together, 0.0f);
@@ -254,7 +228,7 @@ class Blocks final : public Kernel {
         if (flat_) {
             scan(x, static_cast<std::ptrdiff_t>(inputs_) * size_, &odd);
         } else {
-            float* const copy = scratch(static_cast<std::size_t>(inputs_) * floats());
+            float* const copy = scratch(static_cast<std::size_t>(inputs_) * floats() + lanes);
             for (int c = 0; c < inputs_; ++c)
                 fill(x + static_cast<std::ptrdiff_t>(c) * size_, copy + static_cast<std::ptrdiff_t>(c) * floats(), &odd);
             in = copy;
@@ -291,40 +265,37 @@ class Blocks final : public Kernel {
         if (i < count) *odd = fma(load_some(x + i, between(0, static_cast<int>(count - i))), zero(), *odd);
     }
 
-    // One channel with zeros around, columns taken apart by phase.
+    // One channel with zeros around, columns taken apart by phase. A line is written in whole vectors: what goes
+    // over its end is written again by the next.
     void fill(const float* x, float* to, Vector* odd) const {
-        for (const int p : planes_) {
+        for (const int p : phases_.planes) {
             const int py = p / across_.stride, px = p % across_.stride;
-            const int columns = (across_.size - px + across_.stride - 1) / across_.stride;
-            const int from = std::max(0, across_.low), until = std::max(from, std::min(columns, across_.low + line_));
+            const int columns = across_.columns(px);
             for (int r = 0; r < height_; ++r, to += line_) {
                 const int y = (r + down_.low) * down_.stride + py;
-                if (y < 0 || y >= down_.size) {
-                    std::fill_n(to, line_, 0.0f);
-                    continue;
+                const bool inside = y >= 0 && y < down_.size;
+                const float* const line = x + static_cast<std::ptrdiff_t>(inside ? y : 0) * across_.size + px;
+                for (int j = 0; j < line_; j += lanes) {
+                    const int column = j + across_.low;
+                    const int from = std::max(0, -column), until = std::min({lanes, columns - column, line_ - j});
+                    Vector v = zero();
+                    if (inside && from < until) v = across_.take(line, column, from, until, px);
+                    *odd = fma(v, zero(), *odd);
+                    store_any(to + j, v);
                 }
-                const float* line = x + static_cast<std::ptrdiff_t>(y) * across_.size + px;
-                std::fill(to, to + (from - across_.low), 0.0f);
-                if (across_.stride == 1)
-                    std::copy(line + from, line + until, to + (from - across_.low));
-                else
-                    for (int j = from; j < until; ++j)
-                        to[j - across_.low] = line[static_cast<std::ptrdiff_t>(j) * across_.stride];
-                std::fill(to + (until - across_.low), to + line_, 0.0f);
-                scan(to, line_, odd);
             }
         }
     }
 
     Axis down_, across_;
+    Phases phases_;
     int groups_, inputs_, outputs_, size_;
     bool relu_, flat_;
     int rows_, width_, height_, blocks_, tall_, broad_;
     int line_;
-    std::vector<int> planes_, plane_;
     std::vector<std::int32_t> offsets_;
     std::vector<std::int64_t> starts_;
-    std::unique_ptr<float, Free> weights_;
+    Aligned<float> weights_;
     std::vector<float> bias_;
 };
 

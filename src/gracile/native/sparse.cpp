@@ -208,7 +208,7 @@ class Sparse final : public Kernel {
     }
 
     void unpack(float* weight) const override {
-        const int kernel = static_cast<int>(map_.plane.size());
+        const int kernel = static_cast<int>(map_.phases.plane.size());
         std::fill_n(weight, static_cast<std::size_t>(groups_) * outputs_ * inputs_ * kernel, 0.0f);
         const Entry* e = entries_.data();
         const std::int32_t* count = counts_.data();
@@ -231,7 +231,7 @@ class Sparse final : public Kernel {
     }
     int offset(int k) const {
         const int down = map_.down.shift[k / map_.across.kernel] - map_.down.low;
-        return (map_.plane[k] * map_.height + down) * map_.vectors * lanes;
+        return (map_.phases.plane[k] * map_.height + down) * map_.vectors * lanes;
     }
 
     struct Call {
@@ -261,7 +261,7 @@ class Sparse final : public Kernel {
             for (int blocks = 1; blocks <= std::max(1, c.inputs); blocks += 1 + blocks / 4) {
                 const int channels = c.channels ? std::min(c.channels, c.inputs) : (c.inputs + blocks - 1) / blocks;
                 const double many = (c.inputs + channels - 1) / channels, vectors = tall * map_.vectors;
-                const double bytes = 4.0 * lanes * map_.vectors * static_cast<double>(map_.planes.size()) * channels *
+                const double bytes = 4.0 * lanes * map_.vectors * static_cast<double>(map_.phases.planes.size()) * channels *
                                      std::min(map_.height, tall + map_.down.high - map_.down.low);
                 double load = 1.0 + (bytes > fast_bytes ? 0.3 * std::log2(bytes / fast_bytes) : 0.0);
                 if (vectors > 20) load *= 1.15;

@@ -59,6 +59,24 @@ GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
         _mm512_maskz_alignr_epi32(m, _mm512_castps_si512(v), _mm512_castps_si512(previous), 15));
 }
 GRACILE_INLINE bool any_nan(Vector v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+// Pieces of four floats, `step` apart.
+GRACILE_INLINE Vector fours(const float* p, std::ptrdiff_t step) {
+    Vector v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + step), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * step), 2);
+    return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * step), 3);
+}
+// Within each piece of four: a0 b0 a1 b1 or a2 b2 a3 b3; by pairs a0 a1 b0 b1 or a2 a3 b2 b3.
+GRACILE_INLINE Vector mix_low(Vector a, Vector b) { return _mm512_unpacklo_ps(a, b); }
+GRACILE_INLINE Vector mix_high(Vector a, Vector b) { return _mm512_unpackhi_ps(a, b); }
+GRACILE_INLINE Vector pair_low(Vector a, Vector b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+GRACILE_INLINE Vector pair_high(Vector a, Vector b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+// The first `count` lanes; the fastest way to write a part.
+GRACILE_INLINE void store_first(float* p, Vector v, int count) { store_some(p, v, between(0, count)); }
 // lane i gets number at[i] of the 2 lanes floats low, high
 #define GRACILE_LOOK_UP
 GRACILE_INLINE Vector look_up(Vector low, Vector high, const std::uint8_t* at) {
@@ -112,6 +130,24 @@ GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
     return _mm256_and_ps(turned, _mm256_castsi256_ps(m));
 }
 GRACILE_INLINE bool any_nan(Vector v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
+GRACILE_INLINE Vector fours(const float* p, std::ptrdiff_t step) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + step), 1);
+}
+GRACILE_INLINE Vector mix_low(Vector a, Vector b) { return _mm256_unpacklo_ps(a, b); }
+GRACILE_INLINE Vector mix_high(Vector a, Vector b) { return _mm256_unpackhi_ps(a, b); }
+GRACILE_INLINE Vector pair_low(Vector a, Vector b) {
+    return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+GRACILE_INLINE Vector pair_high(Vector a, Vector b) {
+    return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+GRACILE_INLINE void store_first(float* p, Vector v, int count) {  // a masked store is slow on some
+    if (count >= lanes) return store_any(p, v);
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (count & 4) _mm_storeu_ps(p, rest), rest = _mm256_extractf128_ps(v, 1), p += 4;
+    if (count & 2) _mm_storel_pi(reinterpret_cast<__m64*>(p), rest), rest = _mm_movehl_ps(rest, rest), p += 2;
+    if (count & 1) _mm_store_ss(p, rest);
+}
 #define GRACILE_LOOK_UP
 GRACILE_INLINE Vector look_up(Vector low, Vector high, const std::uint8_t* at) {
     const __m256i i = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
@@ -175,6 +211,15 @@ GRACILE_INLINE Vector shift_down(Vector v, Vector next, Lanes m) {
 GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
     const Vector turned = __builtin_shufflevector(previous, v, 3, 4, 5, 6);
     return m ? turned : zero();
+}
+GRACILE_INLINE Vector fours(const float* p, std::ptrdiff_t) { return load_any(p); }
+GRACILE_INLINE Vector mix_low(Vector a, Vector b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+GRACILE_INLINE Vector mix_high(Vector a, Vector b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+GRACILE_INLINE Vector pair_low(Vector a, Vector b) { return __builtin_shufflevector(a, b, 0, 1, 4, 5); }
+GRACILE_INLINE Vector pair_high(Vector a, Vector b) { return __builtin_shufflevector(a, b, 2, 3, 6, 7); }
+GRACILE_INLINE void store_first(float* p, Vector v, int count) {
+    if (count >= lanes) return store_any(p, v);
+    for (int i = 0; i < count; ++i) p[i] = v[i];
 }
 GRACILE_INLINE bool any_nan(Vector v) {
     for (int i = 0; i < lanes; ++i)
