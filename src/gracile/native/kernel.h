@@ -31,6 +31,11 @@ struct Convolution {
     int rows, channels;  // of a tile and of a block of channels; 0: chosen here
 };
 
+// Windows of a plane. Numbers of the padding are less than any other; every window holds one that is not.
+struct Pool {
+    int size[2], kernel[2], stride[2], padding[2], out[2];
+};
+
 // Memory of the calling thread, 64-byte aligned. It only grows, and the next call may return the same.
 float* scratch(std::size_t floats);
 
@@ -43,6 +48,7 @@ void parallel(int tasks, int threads, void (*task)(void* context, int i), void* 
     std::unique_ptr<Kernel> block_convolution(const Convolution&);        \
     std::unique_ptr<Kernel> sparse_matrix(const Convolution&);            \
     std::unique_ptr<Kernel> block_matrix(const Convolution&);             \
+    void max_pool(const Pool&, const float* x, float* y, std::int64_t planes, int threads); \
     void lstm_cells(const float* gates, float* c, float* h, std::int64_t batch, int hidden); \
     double peak(std::int64_t steps);                                      \
     }

@@ -42,13 +42,14 @@ struct Set {
     const char* name;
     Pack sparse, block, matrix, matrix_block;
     void (*cells)(const float*, float*, float*, std::int64_t, int);
+    void (*max_pool)(const gracile::Pool&, const float*, float*, std::int64_t, int);
     double (*peak)(std::int64_t);
 };
 
 #define GRACILE_SET_OF(set)                                                                           \
     Set {                                                                                             \
         #set, gracile::set::sparse_convolution, gracile::set::block_convolution, gracile::set::sparse_matrix, \
-            gracile::set::block_matrix, gracile::set::lstm_cells, gracile::set::peak                  \
+            gracile::set::block_matrix, gracile::set::lstm_cells, gracile::set::max_pool, gracile::set::peak \
     }
 
 // The sets the kernels were compiled for and this processor has, ascending.
@@ -116,6 +117,22 @@ bool lstm(const std::string& set, const gracile::Kernel& hidden_product, std::ui
     return odd;
 }
 
+// Windows of planes of one size, for one instruction set.
+struct Pooling {
+    Set set;
+    gracile::Pool window;
+    Pooling(const std::string& name, Two size, Two kernel, Two stride, Two padding, Two out)
+        : set(set_of(name)),
+          window{{size.first, size.second}, {kernel.first, kernel.second}, {stride.first, stride.second},
+                 {padding.first, padding.second}, {out.first, out.second}} {
+        for (int d = 0; d < 2; ++d)
+            if (window.kernel[d] < 1 || window.stride[d] < 1 || window.padding[d] < 0 || window.out[d] < 1 ||
+                window.padding[d] >= window.kernel[d] ||
+                (window.out[d] - 1) * window.stride[d] >= window.size[d] + window.padding[d])
+                throw std::invalid_argument("a window does not meet the map");
+    }
+};
+
 bool all_finite(std::uintptr_t x, std::int64_t count) {
     const auto* p = reinterpret_cast<const float*>(x);
     float sums[16] = {};
@@ -153,6 +170,13 @@ NB_MODULE(_native, m) {
                               reinterpret_cast<float*>(y), batch, threads);
         }, "x"_a, "add"_a, "y"_a, "batch"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
            "Addresses of contiguous floats, checked by the caller; True if x has numbers that are not finite.");
+    nb::class_<Pooling>(m, "Pooling", "The largest numbers of windows, for one size of map and one instruction set.")
+        .def(nb::init<const std::string&, Two, Two, Two, Two, Two>(), "set"_a, "size"_a, "kernel"_a, "stride"_a,
+             "padding"_a, "out"_a)
+        .def("run", [](const Pooling& pool, std::uintptr_t x, std::uintptr_t y, std::int64_t planes, int threads) {
+            pool.set.max_pool(pool.window, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), planes,
+                              threads);
+        }, "x"_a, "y"_a, "planes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
     m.def("finite", &all_finite, "x"_a, "count"_a, nb::call_guard<nb::gil_scoped_release>(),
           "Whether the floats at an address hold neither NaN nor infinity.");
     m.def("lstm", &lstm, "set"_a, "hidden_product"_a, "gates"_a, "h"_a, "c"_a, "y"_a, "steps"_a, "batch"_a, "hidden"_a,

@@ -40,6 +40,10 @@ GRACILE_INLINE Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b);
 GRACILE_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 // max(NaN, 0) is NaN, as in a dense engine: the second operand is returned when one is NaN.
 GRACILE_INLINE Vector relu(Vector v) { return _mm512_max_ps(zero(), v); }
+// The larger; NaN where either is.
+GRACILE_INLINE Vector maximum(Vector a, Vector b) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
 GRACILE_INLINE Lanes between(int from, int to) {
     return static_cast<Lanes>((to >= 16 ? 0xffffu : (1u << to) - 1u) & ~((1u << from) - 1u));
 }
@@ -107,6 +111,9 @@ GRACILE_INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
 GRACILE_INLINE Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
 GRACILE_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 GRACILE_INLINE Vector relu(Vector v) { return _mm256_max_ps(zero(), v); }
+GRACILE_INLINE Vector maximum(Vector a, Vector b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
 GRACILE_INLINE Lanes between(int from, int to) {
     const __m256i i = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_andnot_si256(
@@ -184,6 +191,7 @@ GRACILE_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 GRACILE_INLINE Vector relu(Vector v) {
     return v < zero() ? zero() : v;  // false for NaN
 }
+GRACILE_INLINE Vector maximum(Vector a, Vector b) { return ((a <= b) | (b != b)) ? b : a; }
 GRACILE_INLINE Lanes between(int from, int to) {
     const Lanes i{0, 1, 2, 3};
     return (i >= from) & (i < to);

@@ -324,3 +324,44 @@ def test_without_compiled_kernels_torch_computes_and_it_is_said_once(monkeypatch
     assert lstm(torch.ones(3, 1, 3), torch.zeros(1, 2), torch.zeros(1, 2))[0].shape == (3, 1, 2)
     assert (layer.instruction_set, layer.tiling) == ("torch", "torch")
     native._tell.cache_clear()
+
+
+@st.composite
+def windows(draw):
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    size = (kernel[0] + draw(st.integers(0, 15)), kernel[1] + draw(st.integers(0, 70)))
+    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    padding = (draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2)))
+    return size, kernel, stride, padding, draw(st.booleans())
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="installed without a compiler")
+@settings(deadline=None, max_examples=200)
+@given(windows(), sets, st.booleans(), st.integers(1, 3), seeds)
+def test_the_largest_of_each_window_is_torchs(shape, instruction_set, odd, threads, seed):
+    size, kernel, stride, padding, ceil_mode = shape
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 3, *size, generator=generator)
+    if odd:
+        for value in (float("nan"), float("inf"), float("-inf")):
+            x[torch.rand(x.shape, generator=generator) < 0.03] = value
+    wanted = functional.max_pool2d(x, kernel, stride, padding, 1, ceil_mode)
+    y = torch.full_like(wanted, 7.0)
+    pool = native.pooling(size, kernel, stride, padding, wanted.shape[-2:], instruction_set)
+    pool.run(x.data_ptr(), y.data_ptr(), 6, threads)
+    assert torch.equal(y.isnan(), wanted.isnan())
+    assert torch.equal(y.nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="installed without a compiler")
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "out"),
+    [
+        ((0, 1), (1, 1), (0, 0), (3, 3)),
+        ((2, 2), (1, 1), (2, 0), (3, 3)),
+        ((2, 2), (2, 2), (0, 0), (3, 3)),
+    ],
+)
+def test_windows_that_miss_the_map_are_refused(kernel, stride, padding, out):
+    with pytest.raises(ValueError, match="does not meet"):
+        native.pooling((4, 4), kernel, stride, padding, out)

@@ -11,6 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gracile.runtime.kernels.packed import Packed
 
+Pair = tuple[int, int]
+
 try:
     from gracile import _native
 except ImportError:  # installed without a compiler
@@ -51,6 +53,18 @@ def cells(product: Packed, gates: Tensor, h: Tensor, c: Tensor, y: Tensor, threa
     return not _native.lstm(
         product.instruction_set, product.kernel, *addresses, steps, batch, hidden, threads
     )
+
+
+def pooling(
+    size: Pair, kernel: Pair, stride: Pair, padding: Pair, out: Pair, instruction_set: str | None = None
+) -> Any:
+    """The largest number of each window of planes of this size; None without compiled kernels.
+
+    Its ``run(x, y, planes, threads)`` takes addresses of contiguous float32 numbers. NaN is larger than any.
+    """
+    if not _native:
+        return None
+    return _native.Pooling(instruction_set or instruction_sets()[-1], size, kernel, stride, padding, out)
 
 
 def peak(instruction_set: str, steps: int) -> float:
