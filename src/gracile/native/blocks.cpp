@@ -36,13 +36,8 @@ __attribute__((noinline)) void deliver(const Tile& t, const float* from, int cou
     for (int i = 0; i < count; i += lanes, from += lanes * together) {
         const int some = std::min(lanes, count - i);
         for (int c = 0; c < t.channels; c += 4) {
-            Vector a[4], b[4];
-            GRACILE_UNROLL
-            for (int k = 0; k < 4; ++k) a[k] = fours(from + k * together + c, 4 * together);
-            const Vector low0 = mix_low(a[0], a[1]), low1 = mix_low(a[2], a[3]);
-            const Vector high0 = mix_high(a[0], a[1]), high1 = mix_high(a[2], a[3]);
-            b[0] = pair_low(low0, low1), b[1] = pair_high(low0, low1);
-            b[2] = pair_low(high0, high1), b[3] = pair_high(high0, high1);
+            Vector b[4];
+            four_columns(from + c, together, b);
             GRACILE_UNROLL
             for (int k = 0; k < 4; ++k) {
                 if (c + k >= t.channels) break;

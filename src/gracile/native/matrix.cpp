@@ -19,6 +19,7 @@ namespace gracile::GRACILE_SET {
 namespace {
 
 constexpr int together = 16;
+constexpr int near = 256;                      // rows whose results are written together
 constexpr int few = 2;                        // inputs for which gathering is faster than transposing
 constexpr int several = lanes == 16 ? 5 : 3;  // inputs for which looking up is
 
@@ -50,10 +51,11 @@ GRACILE_INLINE void gather(const Index* at, const float* w, std::int64_t steps, 
     std::memcpy(sum, all, sizeof all);
 }
 
-// sums[rows][inputs] of R rows and V vectors of transposed inputs; `step` floats from one column to the next
+// Sums of R rows and V vectors of transposed inputs; where each row's go is told.
 template <int R, int V, class Index>
 GRACILE_INLINE void multiply_many(const Index* at, const float* w, std::int64_t steps, const float* x,
-                                  std::ptrdiff_t step, float* sums) {
+                                  float* const* sums) {
+    constexpr int step = V * lanes;  // from one column to the next
     Vector sum[R * V];
     GRACILE_UNROLL
     for (int i = 0; i < R * V; ++i) sum[i] = zero();
@@ -67,7 +69,7 @@ GRACILE_INLINE void multiply_many(const Index* at, const float* w, std::int64_t 
         }
     }
     GRACILE_UNROLL
-    for (int i = 0; i < R * V; ++i) store(sums + i * lanes, sum[i]);
+    for (int i = 0; i < R * V; ++i) store(sums[i / V] + i % V * lanes, sum[i]);
 }
 
 template <class Index>
@@ -79,7 +81,9 @@ class Rows final : public Kernel {
             for (int i = 0; i < inputs_; ++i) length[o] += c.weight[static_cast<std::ptrdiff_t>(o) * inputs_ + i] != 0.0f;
         order_.resize(outputs_);
         std::iota(order_.begin(), order_.end(), 0);
-        std::stable_sort(order_.begin(), order_.end(), [&](int a, int b) { return length[a] > length[b]; });
+        for (int o = 0; o < outputs_; o += near)  // rows of about the same length together, but not far from home
+            std::stable_sort(order_.begin() + o, order_.begin() + std::min(outputs_, o + near),
+                             [&](int a, int b) { return length[a] > length[b]; });
         sets_ = (outputs_ + together - 1) / together;
         starts_.push_back(0);
         for (int n = 0; n < sets_; ++n) starts_.push_back(starts_.back() + length[order_[n * together]]);
@@ -122,8 +126,8 @@ class Rows final : public Kernel {
     }
 
     bool run(const float* x, const float* add, float* y, std::int64_t batch, int threads) const override {
-        Call call{this, x, add, y, batch, std::min(std::max(1, threads), sets_)};
-        if (batch) parallel(call.shares, call.shares, [](void* context, int i) {
+        Call call{this, x, add, y, batch, std::min(std::max(1, threads), (outputs_ + near - 1) / near)};
+        if (batch && outputs_) parallel(call.shares, call.shares, [](void* context, int i) {
             const Call& c = *static_cast<Call*>(context);
             c.kernel->part(c, i);
         }, &call);
@@ -143,16 +147,16 @@ class Rows final : public Kernel {
         // as many nonzeros for each, not as many rows
         const auto from = [&](int share) {
             const std::int64_t wanted = starts_.back() * share / c.shares;
-            return share == c.shares ? sets_
-                                     : static_cast<int>(std::lower_bound(starts_.begin(), starts_.end(), wanted) - starts_.begin());
+            const auto found = std::lower_bound(starts_.begin(), starts_.end(), wanted) - starts_.begin();
+            return share == c.shares ? outputs_ : std::min(static_cast<int>(found) * together / near * near, outputs_);
         };
-        const int first = i ? std::min(from(i), sets_) : 0, last = std::min(from(i + 1), sets_);
+        const int first = i ? from(i) : 0, last = from(i + 1);  // rows
 #if defined(GRACILE_LOOK_UP)
         if (windows_ && c.batch <= several) return looked_up(c, first, last);
 #endif
         if (c.batch <= few) {
             for (std::int64_t b = 0; b < c.batch; ++b)
-                for (int n = first; n < last; ++n) {
+                for (int n = first / together; n * together < last; ++n) {
                     alignas(64) float sum[together];
                     gather(at_.get() + starts_[n] * together, weights_.get() + starts_[n] * together,
                            starts_[n + 1] - starts_[n], c.x + b * inputs_, sum);
@@ -174,13 +178,12 @@ class Rows final : public Kernel {
     }
 
 #if defined(GRACILE_LOOK_UP)
-    // Sets of sixteen rows; each is one or two of windows'.
     void looked_up(const Call& c, int first, int last) const {
         float* const x = scratch(static_cast<std::size_t>(inputs_) + Windows::reach);
         std::fill_n(x + inputs_, static_cast<int>(Windows::reach), 0.0f);
         for (std::int64_t b = 0; b < c.batch; ++b) {
             std::copy_n(c.x + b * inputs_, inputs_, x);
-            for (int at = first * together; at < std::min(last * together, outputs_); at += lanes) {
+            for (int at = first; at < last; at += lanes) {
                 alignas(64) float sum[lanes];
                 windows_->multiply(at / lanes, x, sum);
                 for (int r = 0; r < std::min(lanes, outputs_ - at); ++r) {
@@ -195,34 +198,58 @@ class Rows final : public Kernel {
 
     void chunk(const Call& c, std::int64_t b, int many, int vectors, int first, int last) const {
         const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(vectors) * lanes;
-        float* const x = scratch(static_cast<std::size_t>(inputs_) * step);
+        float* const x = scratch(static_cast<std::size_t>(inputs_ + near + together) * step);
+        float* const sums = x + inputs_ * step;
         transpose(c.x + b * inputs_, x, many, step);
-        alignas(64) float sums[together * 64];
-        for (int n = first; n < last; ++n) {
-            const Index* at = at_.get() + starts_[n] * together;
-            const float* w = weights_.get() + starts_[n] * together;
-            const std::int64_t steps = starts_[n + 1] - starts_[n];
-            constexpr int R1 = accumulators >= 16 ? 16 : 8, R2 = accumulators >= 16 ? 8 : 4;
-            constexpr int R4 = accumulators >= 16 ? 4 : 2;
-            if (vectors == 1)
-                for (int r = 0; r < together; r += R1) multiply_many<R1, 1>(at + r, w + r, steps, x, step, sums + r * step);
-            else if (vectors == 2)
-                for (int r = 0; r < together; r += R2) multiply_many<R2, 2>(at + r, w + r, steps, x, step, sums + r * step);
-            else if (vectors == 3)
-                for (int r = 0; r < together; r += R4) multiply_many<R4, 3>(at + r, w + r, steps, x, step, sums + r * step);
-            else
-                for (int r = 0; r < together; r += R4) multiply_many<R4, 4>(at + r, w + r, steps, x, step, sums + r * step);
-            for (int r = 0; r < together && n * together + r < outputs_; ++r) {
-                const int o = order_[n * together + r];
-                const float bias = bias_.empty() ? 0.0f : bias_[o];
-                for (int k = 0; k < many; ++k) {
-                    const std::ptrdiff_t to = (b + k) * outputs_ + o;
-                    c.y[to] = finished(sums[r * step + k] + bias, c.add, to, relu_);
+        for (int home = first; home < last; home += near) {
+            const int end = std::min(home + near, last);
+            for (int n = home / together; n * together < end; ++n) rows(n, home, vectors, x, sums);
+            write(c, b, many, step, sums, home, end);
+        }
+    }
+
+    // The results of `many` inputs from `home` to `end`, whose sums stand row by row.
+    void write(const Call& c, std::int64_t b, int many, std::ptrdiff_t step, const float* sums, int home, int end) const {
+        for (int o = home; o < end; o += lanes) {
+            const int some = std::min(lanes, end - o);
+            const Lanes mask = between(0, some);
+            const Vector bias = bias_.empty() ? zero() : load_some(bias_.data() + o, mask);
+            for (int k = 0; k < many; k += 4) {
+                Vector v[4];
+                four_columns(sums + (o - home) * step + k, step, v);
+                GRACILE_UNROLL
+                for (int j = 0; j < 4; ++j) {
+                    if (k + j >= many) break;
+                    const std::ptrdiff_t to = (b + k + j) * outputs_ + o;
+                    Vector sum = gracile::GRACILE_SET::add(v[j], bias);
+                    if (c.add) sum = gracile::GRACILE_SET::add(sum, load_some(c.add + to, mask));
+                    store_first(c.y + to, relu_ ? relu(sum) : sum, some);
                 }
             }
         }
     }
 
+    // The sums of sixteen rows, each row's where it belongs among those around `home`.
+    void rows(int n, int home, int vectors, const float* x, float* sums) const {
+        const Index* at = at_.get() + starts_[n] * together;
+        const float* w = weights_.get() + starts_[n] * together;
+        const std::int64_t steps = starts_[n + 1] - starts_[n];
+        float* to[together];
+        for (int r = 0; r < together; ++r) {  // rows that do not exist go behind all others
+            const int o = n * together + r < outputs_ ? order_[n * together + r] - home : near;
+            to[r] = sums + static_cast<std::ptrdiff_t>(o) * vectors * lanes;
+        }
+        constexpr int R1 = accumulators >= 16 ? 16 : 8, R2 = accumulators >= 16 ? 8 : 4;
+        constexpr int R4 = accumulators >= 16 ? 4 : 2;
+        if (vectors == 1)
+            for (int r = 0; r < together; r += R1) multiply_many<R1, 1>(at + r, w + r, steps, x, to + r);
+        else if (vectors == 2)
+            for (int r = 0; r < together; r += R2) multiply_many<R2, 2>(at + r, w + r, steps, x, to + r);
+        else if (vectors == 3)
+            for (int r = 0; r < together; r += R4) multiply_many<R4, 3>(at + r, w + r, steps, x, to + r);
+        else
+            for (int r = 0; r < together; r += R4) multiply_many<R4, 4>(at + r, w + r, steps, x, to + r);
+    }
     void transpose(const float* from, float* to, int many, std::ptrdiff_t step) const {
         if (many < step) std::fill_n(to, inputs_ * step, 0.0f);
         for (int i = 0; i < inputs_; i += 16)  // lines of both stay in cache

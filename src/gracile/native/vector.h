@@ -243,4 +243,15 @@ GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
 
 constexpr int wide = 4;  // vectors in a row of a tile, at most
 
+// Four columns of `lanes` rows that are `step` apart, beginning at p.
+GRACILE_INLINE void four_columns(const float* p, std::ptrdiff_t step, Vector* column) {
+    Vector a[4];
+    GRACILE_UNROLL
+    for (int i = 0; i < 4; ++i) a[i] = fours(p + i * step, 4 * step);
+    const Vector low0 = mix_low(a[0], a[1]), low1 = mix_low(a[2], a[3]);
+    const Vector high0 = mix_high(a[0], a[1]), high1 = mix_high(a[2], a[3]);
+    column[0] = pair_low(low0, low1), column[1] = pair_high(low0, low1);
+    column[2] = pair_low(high0, high1), column[3] = pair_high(high0, high1);
+}
+
 }  // namespace gracile::GRACILE_SET
