@@ -151,10 +151,7 @@ class Rows final : public Kernel {
             return share == c.shares ? outputs_ : std::min(static_cast<int>(found) * together / near * near, outputs_);
         };
         const int first = i ? from(i) : 0, last = from(i + 1);  // rows
-#if defined(GRACILE_LOOK_UP)
-        if (windows_ && c.batch <= several) return looked_up(c, first, last);
-#endif
-        if (c.batch <= few) {
+        if (c.batch <= (windows() ? 0 : few)) {
             for (std::int64_t b = 0; b < c.batch; ++b)
                 for (int n = first / together; n * together < last; ++n) {
                     alignas(64) float sum[together];
@@ -170,6 +167,9 @@ class Rows final : public Kernel {
         }
         constexpr int widest = 16 / lanes > 2 ? 16 / lanes : 2;  // vectors of inputs at a time
         for (std::int64_t b = 0; b < c.batch;) {
+#if defined(GRACILE_LOOK_UP)
+            if (windows() && c.batch - b <= several) return looked_up(c, b, first, last);
+#endif
             const int vectors = static_cast<int>(std::min<std::int64_t>(widest, (c.batch - b + lanes - 1) / lanes));
             const int many = static_cast<int>(std::min<std::int64_t>(c.batch - b, vectors * lanes));
             chunk(c, b, many, vectors, first, last);
@@ -177,11 +177,20 @@ class Rows final : public Kernel {
         }
     }
 
+    bool windows() const {
 #if defined(GRACILE_LOOK_UP)
-    void looked_up(const Call& c, int first, int last) const {
+        return windows_.has_value();
+#else
+        return false;
+#endif
+    }
+
+#if defined(GRACILE_LOOK_UP)
+    // Inputs from b on.
+    void looked_up(const Call& c, std::int64_t b, int first, int last) const {
         float* const x = scratch(static_cast<std::size_t>(inputs_) + Windows::reach);
         std::fill_n(x + inputs_, static_cast<int>(Windows::reach), 0.0f);
-        for (std::int64_t b = 0; b < c.batch; ++b) {
+        for (; b < c.batch; ++b) {
             std::copy_n(c.x + b * inputs_, inputs_, x);
             for (int at = first; at < last; at += lanes) {
                 alignas(64) float sum[lanes];
