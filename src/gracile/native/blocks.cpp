@@ -120,6 +120,7 @@ class Blocks final : public Kernel {
         blocks_ = (outputs_ + together - 1) / together;
         cut(c);
         pack(c);
+        if (!flat_) span();
         bytes = offsets_.size() * sizeof(std::int32_t) + slots * sizeof(float) + starts_.size() * sizeof(std::int64_t) +
                 bias_.size() * sizeof(float);
         tiling = "runs of 16 channels, " + std::to_string(tall_) + " x " + std::to_string(broad_) + " pixels";
@@ -263,23 +264,43 @@ class Blocks final : public Kernel {
     // One channel with zeros around, columns taken apart by phase. A line is written in whole vectors: what goes
     // over its end is written again by the next.
     void fill(const float* x, float* to, Vector* odd) const {
+        const Span* plane = spans_.data();
         for (const int p : phases_.planes) {
             const int py = p / across_.stride, px = p % across_.stride;
-            const int columns = across_.columns(px);
             for (int r = 0; r < height_; ++r, to += line_) {
                 const int y = (r + down_.low) * down_.stride + py;
-                const bool inside = y >= 0 && y < down_.size;
-                const float* const line = x + static_cast<std::ptrdiff_t>(inside ? y : 0) * across_.size + px;
-                for (int j = 0; j < line_; j += lanes) {
-                    const int column = j + across_.low;
-                    const int from = std::max(0, -column), until = std::min({lanes, columns - column, line_ - j});
-                    Vector v = zero();
-                    if (inside && from < until) v = across_.take(line, column, from, until, px);
+                if (y < 0 || y >= down_.size) {
+                    for (int j = 0; j < vectors_; ++j) store_any(to + j * lanes, zero());
+                    continue;
+                }
+                const float* const line = x + static_cast<std::ptrdiff_t>(y) * across_.size + px;
+                for (int j = 0; j < vectors_; ++j) {
+                    const Span& s = plane[j];
+                    const Vector v = across_.stride == 1 ? load_some(line + s.column, s.lanes)
+                                                         : across_.take(line, s.column, s.from, s.until, px);
                     *odd = fma(v, zero(), *odd);
-                    store_any(to + j, v);
+                    store_any(to + j * lanes, v);
                 }
             }
+            plane += vectors_;
         }
+    }
+
+    // Lanes of one vector that are read from a line.
+    struct Span {
+        int column;  // of lane 0
+        int from, until;
+        Lanes lanes;
+    };
+
+    void span() {
+        vectors_ = (line_ + lanes - 1) / lanes;
+        for (const int p : phases_.planes)
+            for (int j = 0; j < vectors_; ++j) {
+                const int column = j * lanes + across_.low, from = std::max(0, -column);
+                const int until = std::min({lanes, across_.columns(p % across_.stride) - column, line_ - j * lanes});
+                spans_.push_back({column, from, std::max(from, until), from < until ? between(from, until) : between(0, 0)});
+            }
     }
 
     Axis down_, across_;
@@ -287,7 +308,8 @@ class Blocks final : public Kernel {
     int groups_, inputs_, outputs_, size_;
     bool relu_, flat_;
     int rows_, width_, height_, blocks_, tall_, broad_;
-    int line_;
+    int line_, vectors_ = 0;  // of the padded map
+    std::vector<Span> spans_;  // of every phase and vector of its lines
     std::vector<std::int32_t> offsets_;
     std::vector<std::int64_t> starts_;
     Aligned<float> weights_;

@@ -82,30 +82,43 @@ struct Map {
         const int first = piece * step - margin;  // column of lane 0
         for (const int p : phases.planes) {
             const int py = p / across.stride, px = p % across.stride;
-            const int columns = across.columns(px);
-            for (int r = 0; r < height; ++r, to += vectors * lanes) {
-                Vector row[wide];
-                for (int v = 0; v < vectors; ++v) row[v] = none;
-                for (int f = 0; f < folds; ++f) {
-                    const int y = (f * rows + r + down.low) * down.stride + py;
-                    if (y < 0 || y >= down.size) continue;
-                    const float* line = x + static_cast<std::ptrdiff_t>(y) * across.size + px;
-                    for (int v = 0; v < vectors; ++v) {
-                        const int lane = f * period - v * lanes;  // of column `first`
-                        const int from = std::max(0, lane - std::min(0, first)),
-                                  to_lane = std::min(lanes, lane + std::min(columns - first, period_of()));
-                        if (from >= to_lane) continue;
-                        const Vector part = across.take(line, first - lane, from, to_lane, px);
-                        row[v] = add(row[v], part);
-                        *odd = fma(part, none, *odd);
-                    }
+            Span spans[lanes];  // the same for every row; more folds than lanes do not fit
+            for (int f = 0; f < folds; ++f)
+                for (int v = 0; v < vectors; ++v) {  // several folds, or several vectors
+                    const int lane = f * period - v * lanes;  // of column `first`
+                    const int from = std::max(0, lane - std::min(0, first));
+                    const int until = std::min(lanes, lane + std::min(across.columns(px) - first, period_of()));
+                    spans[f + v] = {first - lane, from, until, from < until ? between(from, until) : between(0, 0)};
                 }
-                for (int v = 0; v < vectors; ++v) store(to + v * lanes, row[v]);
+            const auto read = [&](const Span& s, int y) __attribute__((always_inline)) {
+                if (y < 0 || y >= down.size || s.from >= s.until) return none;
+                const float* const line = x + static_cast<std::ptrdiff_t>(y) * across.size + px;
+                const Vector part = across.stride == 1 ? load_some(line + s.column, s.lanes)
+                                                       : across.take(line, s.column, s.from, s.until, px);
+                *odd = fma(part, none, *odd);
+                return part;
+            };
+            for (int r = 0; r < height; ++r, to += vectors * lanes) {
+                const int y = (r + down.low) * down.stride + py;
+                if (folds == 1) {
+                    for (int v = 0; v < vectors; ++v) store(to + v * lanes, read(spans[v], y));
+                } else {
+                    Vector row = none;
+                    for (int f = 0; f < folds; ++f) row = add(row, read(spans[f], y + f * rows * down.stride));
+                    store(to, row);
+                }
             }
         }
     }
 
    private:
+    // Lanes of one vector that are read from one row.
+    struct Span {
+        int column;  // of lane 0
+        int from, until;
+        Lanes lanes;
+    };
+
     int period_of() const { return folds > 1 ? period : 1 << 30; }
 };
 
