@@ -54,7 +54,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/sparse_layers.py
 	$(BIN)/python benchmarks/sparse_networks.py
 
-WORKS := C3 C5 C6 C9 C11 C12 C13 C16 C18 C22 C23 T1
+WORKS := C3 C5 C6 C9 C11 C12 C13 C16 C18 C22 C23 T1 T2
 results: $(VENV)/.base
 	set -e; for scale in tiny cpu; do for work in $(WORKS); do \
 	  $(BIN)/gracile papers run $$work --scale $$scale --seeds 0,1,2; done; done

@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from gracile.algebra import Format, Uniform
+from gracile.algebra import (
+    Format,
+    OneLevel,
+    Random,
+    Ternary,
+    Uniform,
+    filters,
+    kernels,
+    stochastic,
+)
 from gracile.errors import ShapeError, UsageError
 
-FORMATS = {f"uniform {bits}": Uniform(bits) for bits in (2, 3, 4, 8, 12, 16)}
+FORMATS = {f"uniform {bits}": Uniform(bits) for bits in (2, 3, 4, 8, 12, 16)} | {"ternary": Ternary()}
 SHAPES = [(7,), (4, 3, 2), (5, 1)]
 
 
@@ -82,3 +91,53 @@ def test_what_is_no_number_is_refused(form, bad):
 def test_impossible_bits(bits):
     with pytest.raises(UsageError, match="uniform format"):
         Uniform(bits)
+
+
+@pytest.fixture(params=[*FORMATS, "one level", "clipped"])
+def any_form(request) -> Format:
+    """Also those that leave the largest number where it is."""
+    return (FORMATS | {"one level": OneLevel(), "clipped": Ternary(clip=1.5)})[request.param]
+
+
+def test_random_rounding_is_right_in_the_mean(any_form):
+    """Over 4000 draws; each number is only ever rounded to its two neighbors."""
+    x = numbers((60,), dtype=torch.float64)
+    codes = any_form.encode(x)
+    clipped = x.clamp(-any_form.levels * codes.scale, any_form.levels * codes.scale)
+    drawn = stochastic(any_form, Random(3)).round(x.repeat(4000, 1))
+    assert not torch.equal(drawn, stochastic(any_form, Random(4)).round(x.repeat(4000, 1)))
+    assert (drawn - clipped).abs().max() < codes.scale * (1 + 1e-9)
+    part = (clipped / codes.scale) % 1
+    error = codes.scale * (part * (1 - part) / len(drawn)).sqrt()
+    assert ((drawn.mean(0) - clipped).abs() <= 4 * error + 1e-9 * codes.scale).all()
+
+
+def test_every_group_has_a_scale_of_its_own(any_form):
+    """A kernel of 3x3 as a group is the same as that kernel alone."""
+    w = numbers((3, 2, 3, 3), dtype=torch.float64)
+    expected = torch.stack([any_form.round(one) for one in w.flatten(0, 1)]).view_as(w)
+    any_form.round_(kernels("w").of({"w": w}))
+    torch.testing.assert_close(w, expected)
+
+
+def test_groups_that_share_numbers_are_refused():
+    views = filters("w").views * 2
+    with pytest.raises(ShapeError, match="share"):
+        Uniform(4).round_(type(filters("w"))(views).of({"w": torch.ones(2, 3)}))
+
+
+def test_one_level_is_the_best_of_all():
+    """No q of a fine grid comes nearer."""
+    x = numbers((200,), dtype=torch.float64)
+    found = OneLevel().round(x)
+    grid = torch.linspace(0.01, 3, 3000, dtype=torch.float64)[:, None]
+    rounded = torch.where(x.abs() > grid / 2, grid * x.sign(), 0.0)
+    best = (rounded - x).square().sum(1).min()
+    assert float((found - x).square().sum()) <= float(best) + 1e-12
+    torch.testing.assert_close(OneLevel().round(found), found)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_impossible_clips(clip):
+    with pytest.raises(UsageError, match="ternary format"):
+        Ternary(clip)

@@ -58,6 +58,7 @@ from gracile.train import (
     Splits,
     Structure,
     Surgery,
+    Workers,
     classification,
     fit,
     tanh_ramp,
@@ -161,6 +162,7 @@ ROWS = [
     Row("adapt-adversarial", adapt(Adversarial(0.0)), adapt(Adversarial(0.5, hidden=8, rate=3e-3))),
     Row("guided-l1", guided(l1(0.0), 1), guided(l1(5e-2), 1)),
     Row("guided-surgery", guided(surgery(0.0), 2), guided(surgery(0.06), 2)),
+    Row("workers", lambda: Workers(1, "fp32"), lambda: Workers(1, "exact", seed=3)),
 ]
 
 

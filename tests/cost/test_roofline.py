@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from gracile.cost import (
     Machine,
@@ -26,6 +27,7 @@ from gracile.cost import (
     torch_csr,
 )
 from gracile.errors import UsageError
+from gracile.runtime.kernels import Conv
 from gracile.zoo import LeNet, resnet20
 
 XEON, ATOM, KNL = (machines()[name] for name in ("xeon-e5-2697v4", "atom-c2750", "knl-7250"))
@@ -198,7 +200,30 @@ def test_a_slower_engine_has_a_larger_alpha():
     assert calibrate(four_times, limit_s=0.5).alpha > 2 * calibrate(limit_s=0.5).alpha
 
 
+def test_alpha_of_an_engine_that_convolves_directly():
+    def once(filters, images):
+        assert filters.shape == (256, 128, 3, 3)
+        return lambda x: functional.conv2d(x, filters, padding=1)
+
+    def four_times(filters, images):
+        product = once(filters, images)
+        return lambda x: (product(x), product(x), product(x), product(x))[0]
+
+    assert (
+        calibrate(convolution=four_times, limit_s=0.5).alpha
+        > 2 * calibrate(convolution=once, limit_s=0.5).alpha
+    )
+    kernels = calibrate(
+        convolution=lambda w, x: Conv(w, size=tuple(x.shape[2:]), padding=1), limit_s=0.5
+    ).alpha
+    assert 0.5 < kernels < 1000
+
+
 def test_an_engine_that_computes_something_else_is_refused():
+    with pytest.raises(UsageError, match="an engine whose product"):
+        calibrate(convolution=lambda w, x: lambda y: functional.conv2d(y, w), limit_s=0.5)
+    with pytest.raises(UsageError, match="engine and convolution; expected one of them"):
+        calibrate(torch_csr, convolution=lambda w, x: lambda y: y, limit_s=0.5)
     with pytest.raises(UsageError, match="an engine whose product"):
         calibrate(lambda weights: lambda columns: columns, limit_s=0.5)
     with pytest.raises(UsageError, match="limit_s=0"):

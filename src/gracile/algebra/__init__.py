@@ -7,7 +7,7 @@ the groups, and a :class:`Term` joins the two with a strength. Nothing here know
 from gracile.algebra.crossbars import CROSSBAR, crossbar_columns, crossbar_rows, largest_divisor
 from gracile.algebra.discrepancy import coral, mean_entropy, mmd, reverse_gradient
 from gracile.algebra.force import Attraction, add_force_, mean_cosine
-from gracile.algebra.format import Codes, Format, Uniform
+from gracile.algebra.format import Codes, Format, OneLevel, Ternary, Uniform
 from gracile.algebra.grouping import Grouping, Groups, View
 from gracile.algebra.lowrank import (
     Factoring,
@@ -42,7 +42,9 @@ from gracile.algebra.penalty import (
     Ridge,
     Trimmed,
 )
+from gracile.algebra.philox import Random, philox
 from gracile.algebra.samples import mean_loss_of
+from gracile.algebra.stochastic import Stochastic, stochastic
 from gracile.algebra.surgery import GradientThreshold, Hysteresis, Rule, Threshold, prune_
 from gracile.algebra.terms import Term, add_gradient_, loss_of, proximal_, threshold_
 from gracile.algebra.winners import keep_winners, winner_threshold
@@ -64,11 +66,15 @@ __all__ = [
     "Layout",
     "Noise",
     "NormPenalty",
+    "OneLevel",
     "Penalty",
     "Proximal",
+    "Random",
     "Ridge",
     "Rule",
+    "Stochastic",
     "Term",
+    "Ternary",
     "Threshold",
     "Trimmed",
     "Uniform",
@@ -97,6 +103,7 @@ __all__ = [
     "mean_entropy",
     "mean_loss_of",
     "mmd",
+    "philox",
     "proximal_",
     "prune_",
     "rank_within",
@@ -104,6 +111,7 @@ __all__ = [
     "rows",
     "shapes",
     "spectrum",
+    "stochastic",
     "threshold_",
     "truncate_rank_",
     "winner_threshold",

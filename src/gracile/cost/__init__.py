@@ -4,7 +4,7 @@ Counting and measuring are kept apart, because they disagree: fewer multiply-acc
 not yet less time. What is not known is ``nan``, never 0.
 """
 
-from gracile.cost.calibrate import Engine, calibrate, scipy_csr, torch_csr
+from gracile.cost.calibrate import Convolution, Engine, calibrate, scipy_csr, torch_csr
 from gracile.cost.count import Cost, LayerCost, count, tally
 from gracile.cost.crossbars import CrossbarCost, CrossbarLayer, cells, crossbars
 from gracile.cost.environment import Environment, environment
@@ -19,6 +19,7 @@ from gracile.cost.target import Program, Target
 from gracile.cost.traffic import Traffic, stored_bytes, traffic
 
 __all__ = [
+    "Convolution",
     "Cost",
     "CrossbarCost",
     "CrossbarLayer",

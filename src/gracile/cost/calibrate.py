@@ -10,6 +10,7 @@ from pathlib import Path
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gracile.cost.measure import measure, time_on_thread, time_on_wall
 from gracile.cost.roofline import Machine
@@ -18,14 +19,24 @@ from gracile.errors import UsageError
 Engine = Callable[[Tensor], Callable[[Tensor], Tensor]]
 """Prepares a sparse matrix (out, in), given with its zeros, for products with matrices (in, columns)."""
 
+Convolution = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+"""Prepares sparse filters (out, in, 3, 3), given with their zeros, for images like a second tensor,
+(1, in, height, width), that are padded by one pixel."""
+
 _DENSITY = 0.4  # where arithmetic is the limit and not memory
 _OUT, _IN, _COLUMNS = 256, 1152, 784  # a middle layer: 128 to 256 channels, 3x3, 28x28 pixels
+_FILTERS, _IMAGES = (_OUT, _IN // 9, 3, 3), (1, _IN // 9, 28, 28)  # the same layer, not lowered
 _SQUARE = 1024
 _LEAST_BYTES, _MOST_BYTES = 2**26, 2**29
 
 
 def calibrate(
-    engine: Engine | None = None, *, threads: int = 1, limit_s: float = 20.0, name: str = "this machine"
+    engine: Engine | None = None,
+    *,
+    convolution: Convolution | None = None,
+    threads: int = 1,
+    limit_s: float = 20.0,
+    name: str = "this machine",
 ) -> Machine:
     """Measure F by a dense product, B by a copy larger than the caches, alpha by a sparse product.
 
@@ -35,17 +46,21 @@ def calibrate(
 
     Args:
         engine: by default :func:`torch_csr`, or :func:`scipy_csr` where torch has no sparse product.
+        convolution: an engine that convolves directly, measured in place of a product with lowered images,
+            such as ``lambda w, x: gracile.runtime.kernels.Conv(w, size=tuple(x.shape[2:]), padding=1)``.
         threads: that torch may use.
         limit_s: about how long it may take.
         name: of the machine.
 
     Raises:
-        UsageError: no time or threads, or an engine whose product is wrong.
+        UsageError: no time or threads, two engines, or one whose product is wrong.
     """
     if not limit_s > 0 or threads < 1:
         raise UsageError(
             "calibrating", got=f"limit_s={limit_s}, threads={threads}", expected="positive numbers"
         )
+    if engine is not None and convolution is not None:
+        raise UsageError("calibrating", got="engine and convolution", expected="one of them")
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(_OUT, _IN, generator=generator)
     weights = torch.where(torch.rand(_OUT, _IN, generator=generator) < _DENSITY, dense, 0.0)
@@ -53,11 +68,11 @@ def calibrate(
     square = torch.randn(_SQUARE, _SQUARE, generator=generator)
     source = torch.ones(_bytes_to_copy() // 4)
     target = torch.zeros_like(source)
-    product = _checked(engine, weights, pixels)
+    sparse = _convolving(convolution, weights) if convolution else _multiplying(engine, weights, pixels)
     calls: dict[str, Callable[[], object]] = {
         "product": lambda: square @ square,
         "copy": lambda: target.copy_(source),
-        "sparse": lambda: product(pixels),
+        "sparse": sparse,
     }
     rounds = _rounds(calls, limit_s)
     timings = measure(
@@ -98,22 +113,31 @@ def scipy_csr(weights: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda columns: torch.from_numpy(rows @ columns.numpy())
 
 
-def _checked(engine: Engine | None, weights: Tensor, pixels: Tensor) -> Callable[[Tensor], Tensor]:
+def _multiplying(engine: Engine | None, weights: Tensor, pixels: Tensor) -> Callable[[], Tensor]:
     if engine is None:
         try:
             torch_csr(weights)(pixels)
             engine = torch_csr
         except RuntimeError:  # a build of torch without sparse products
             engine = scipy_csr
-    product = engine(weights)
-    found, expected = product(pixels), weights @ pixels
+    return _checked(engine(weights), pixels, weights @ pixels)
+
+
+def _convolving(engine: Convolution, weights: Tensor) -> Callable[[], Tensor]:
+    filters = weights.view(_FILTERS)
+    images = torch.randn(_IMAGES, generator=torch.Generator().manual_seed(1))
+    return _checked(engine(filters, images), images, functional.conv2d(images, filters, padding=1))
+
+
+def _checked(product: Callable[[Tensor], Tensor], given: Tensor, expected: Tensor) -> Callable[[], Tensor]:
+    found = product(given)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-2):
         raise UsageError(
             "calibrating",
             got=f"an engine whose product is not that of torch, of shape {tuple(found.shape)}",
-            expected=f"weights @ columns, of shape {tuple(expected.shape)}",
+            expected=f"that of the dense layer, of shape {tuple(expected.shape)}",
         )
-    return product
+    return lambda: product(given)
 
 
 def _rounds(calls: dict[str, Callable[[], object]], limit_s: float) -> int:

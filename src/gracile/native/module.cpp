@@ -16,6 +16,10 @@
 
 #include "kernel.h"
 
+namespace gracile {
+void bind_ternary(nanobind::module_& m);
+}
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -177,6 +181,7 @@ NB_MODULE(_native, m) {
             pool.set.max_pool(pool.window, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), planes,
                               threads);
         }, "x"_a, "y"_a, "planes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+    gracile::bind_ternary(m);
     m.def("finite", &all_finite, "x"_a, "count"_a, nb::call_guard<nb::gil_scoped_release>(),
           "Whether the floats at an address hold neither NaN nor infinity.");
     m.def("lstm", &lstm, "set"_a, "hidden_product"_a, "gates"_a, "h"_a, "c"_a, "y"_a, "steps"_a, "batch"_a, "hidden"_a,

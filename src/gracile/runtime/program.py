@@ -124,7 +124,7 @@ def load(folder: str | Path, model: nn.Module, *example: Any) -> SparseProgram:
     Args:
         folder: where it was saved.
         model: an object of the class that was compiled, built with the same arguments; its numbers do not
-            matter, and it is left as it is.
+            matter, and it is left as it is. Built under ``torch.device("meta")`` it takes no memory.
         example: inputs of the shapes that it was compiled with; the program takes other batches, too.
 
     Raises:
@@ -136,7 +136,9 @@ def load(folder: str | Path, model: nn.Module, *example: Any) -> SparseProgram:
     >>> program = SparseCPU(against=()).compile(make(), x)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = program.save(folder)
-    ...     again = load(folder, make(), x)
+    ...     with torch.device("meta"):
+    ...         bare = make()
+    ...     again = load(folder, bare, x)
     >>> torch.equal(again(x), program(x))
     True
     """

@@ -85,12 +85,19 @@ def restore(folder: str | Path, model: nn.Module, example: tuple[Any, ...]) -> t
     if sha256_of(weights) != header.sha256:
         raise _wrong(weights, "other content than was written", f"SHA-256 {header.sha256}")
     try:
-        run, bound = _runner(folder, plan, tensors, model, example)
+        run, bound = _runner(folder, plan, tensors, _tangible(model), example)
     except FileError:
         raise
     except GracileError as error:
         raise _wrong(path, f"what does not fit the model ({error})", "a plan of this model") from error
     return run, plan, bound
+
+
+def _tangible(model: nn.Module) -> nn.Module:
+    """The model, or a copy that can be traced where it has no memory: its numbers do not matter."""
+    if not any(x.is_meta for x in (*model.parameters(), *model.buffers())):
+        return model
+    return duplicate(model).to_empty(device="cpu")  # pages that nobody touches take no memory
 
 
 def _runner(

@@ -40,7 +40,11 @@ from gracile.train.splits import Splits
 from gracile.train.structure import Structure
 from gracile.train.surgery import Prune, Surgery
 from gracile.train.task import Task, classification, evaluate, language_modeling
+from gracile.train.terngrad import TernGradState, Traffic, terngrad_hook
+from gracile.train.terngrad_fsdp import TernGradReduceScatter
+from gracile.train.terngrad_method import TernGrad
 from gracile.train.winners import Winners, insert_after, insert_winners, winner_rates
+from gracile.train.workers import Workers
 
 __all__ = [
     "MMD",
@@ -73,7 +77,12 @@ __all__ = [
     "Surgery",
     "Task",
     "TensorBoard",
+    "TernGrad",
+    "TernGradReduceScatter",
+    "TernGradState",
+    "Traffic",
     "Winners",
+    "Workers",
     "adapt_batch_norm",
     "attractions_of",
     "captured",
@@ -92,6 +101,7 @@ __all__ = [
     "sqrt_decay",
     "step",
     "tanh_ramp",
+    "terngrad_hook",
     "until",
     "warmup",
     "winner_rates",

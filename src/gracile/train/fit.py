@@ -141,7 +141,9 @@ def fit(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     forward = ranks.wrap(model, place, world)
-    run = Run(model, optimizer, steps=epochs * length, device=place, rank=rank, ranks=world)
+    run = Run(
+        model, optimizer, epochs * length, place, rank, world, wrapper=None if forward is model else forward
+    )
     for method in methods:
         method.start(run)
     identity = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gracile.errors import UsageError
 from gracile.train.method import Method, Run
+from gracile.train.terngrad import TernGradState, terngrad_hook
 
 try:
     from lightning.pytorch import Callback
@@ -40,12 +41,7 @@ class MethodsCallback(Callback or object):  # type: ignore[misc]
 
     def __init__(self, *methods: Method, network: Callable[[Any], nn.Module] | None = None) -> None:
         if Callback is None:
-            raise UsageError(
-                "training with Lightning",
-                got="no package 'lightning'",
-                expected="it to be installed",
-                hint="pip install 'gracile[lightning]'",
-            )
+            raise _missing()
         self.methods = methods
         self._network = network or (lambda module: module)
         self._run: Run | None = None
@@ -151,3 +147,54 @@ class MethodsCallback(Callback or object):  # type: ignore[misc]
         for method in self.methods:
             method.mask(self.run)
         self.run.step += 1
+
+
+@final
+class TernGradCallback(Callback or object):  # type: ignore[misc]
+    """Gives DistributedDataParallel :func:`gracile.train.terngrad_hook`, and keeps its state in checkpoints.
+
+    Lightning's own ``DDPStrategy(ddp_comm_hook=...)`` takes the hook as well, but on GPUs alone, and does not
+    save its state; use one of the two. Residuals are not saved.
+
+    Args:
+        state: of the LightningModule that is trained.
+
+    Raises:
+        UsageError: Lightning is not installed; or, when training starts, nothing is averaged over ranks.
+
+    Example::
+
+        state = TernGradState(module, mode="exact")
+        trainer = lightning.Trainer(strategy="ddp", devices=2, callbacks=[TernGradCallback(state)])
+    """
+
+    def __init__(self, state: TernGradState) -> None:
+        if Callback is None:
+            raise _missing()
+        self.state = state
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        parallel = trainer.strategy.model
+        if not isinstance(parallel, nn.parallel.DistributedDataParallel):
+            raise UsageError(
+                "averaging gradients with Lightning",
+                got=f"strategy {type(trainer.strategy).__name__}",
+                expected="one that uses DistributedDataParallel",
+                hint='Trainer(strategy="ddp")',
+            )
+        parallel.register_comm_hook(self.state, terngrad_hook)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state.state_dict() | {"residuals": {}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.state.load_state_dict(state_dict)
+
+
+def _missing() -> UsageError:
+    return UsageError(
+        "training with Lightning",
+        got="no package 'lightning'",
+        expected="it to be installed",
+        hint="pip install 'gracile[lightning]'",
+    )

@@ -30,6 +30,7 @@ class Run:
         epoch: epochs completed.
         step: optimizer steps completed; all hooks of one step see the same value.
         stop: set to a reason to end the run after the current epoch.
+        wrapper: what is called to run the model, where that is a distributed wrapper.
 
     >>> model = nn.Linear(2, 2)
     >>> Run(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=8, step=2).progress
@@ -45,6 +46,7 @@ class Run:
     epoch: int = 0
     step: int = 0
     stop: str = ""
+    wrapper: nn.Module | None = None
 
     @property
     def progress(self) -> float:

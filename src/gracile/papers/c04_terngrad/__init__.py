@@ -1,0 +1,1 @@
+"""C4: TernGrad, ternary gradients for distributed training."""

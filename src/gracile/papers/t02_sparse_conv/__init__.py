@@ -1,0 +1,1 @@
+"""T2: direct sparse convolution in whole, trained networks."""

@@ -1,0 +1,132 @@
+"""A bucket of gradients on its way: scaled, packed, exchanged, averaged, in memory that is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from gracile.algebra.philox import Random
+from gracile.train.exchange import Exchange
+from gracile.wire import decode_, scaler, ternarize_, words
+from gracile.wire.messages import Code, Memory, mean_of_all
+from gracile.wire.modes import Mode
+from gracile.wire.parts import Layer, Share, shares, whole
+
+Gradients = Mapping[Layer, Tensor]
+Residuals = dict[int, Tensor]
+"""What rounding left out so far, by the number of the layer."""
+
+
+@final
+@dataclass(frozen=True)
+class Bucket:
+    """Layers that travel together.
+
+    Args:
+        layers: in the order of the bucket.
+        exchange: with the other ranks.
+        mode: one that packs.
+        clip: of the scales, in root mean squares.
+    """
+
+    layers: tuple[Layer, ...]
+    exchange: Exchange
+    mode: Mode
+    clip: float | None
+    memory: Memory = field(default_factory=Memory.new)
+    shares: tuple[Share, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        everything = (whole(self.layers),)
+        found = everything if self.mode == "gather" else shares(self.layers, self.exchange.ranks)
+        object.__setattr__(self, "shares", found)
+
+    def average_(self, gradients: Gradients, random: Random, residuals: Residuals | None) -> int:
+        """Put the average over all ranks in the place of the gradients.
+
+        A layer in which any rank has a number that is not finite becomes NaN on all ranks.
+
+        Args:
+            gradients: of this rank: float32 on the CPU, flat.
+            random: its seed and step.
+            residuals: what was left out before and now, if that is to be made up for.
+
+        Returns:
+            How many layers had numbers that are not finite.
+        """
+        for layer in self.layers if residuals is not None else ():
+            if layer.packed and layer.number in residuals:
+                gradients[layer].add_(residuals[layer.number])
+        scales = self._scales(gradients)
+        own = replace(random, lane=self.exchange.rank)
+        if residuals is not None:
+            self._keep(gradients, scales, own, residuals)
+        if self.mode == "gather":
+            self._gather(gradients, scales, own)
+        else:
+            self._two_phases(gradients, scales, own)
+        broken = [layer for layer, scale in scales.items() if scale == float("inf")]
+        for layer in broken:
+            gradients[layer].fill_(float("nan"))
+        plain = [gradients[n] for n in self.layers if not n.packed]
+        return len(broken) + sum(not bool(x.isfinite().all()) for x in plain)
+
+    def _scales(self, gradients: Gradients) -> dict[Layer, float]:
+        """The largest scale that any rank has, layer by layer."""
+        packed = [layer for layer in self.layers if layer.packed]
+        own = self._floats(len(packed), "own scales")
+        for i, layer in enumerate(packed):
+            own[i] = scaler(gradients[layer], self.clip)
+        all_of = [self._floats(len(packed), "scales", rank) for rank in range(self.exchange.ranks)]
+        all_of[self.exchange.rank] = own
+        self.exchange.all_gather(own, all_of)
+        return dict(zip(packed, torch.stack(all_of).amax(0).tolist(), strict=True))
+
+    def _gather(self, gradients: Gradients, scales: Mapping[Layer, float], own: Random) -> None:
+        code, share = Code("exact", 1), self.shares[0]
+        messages = [self.memory(code.there(share), "message", rank) for rank in range(self.exchange.ranks)]
+        code.write(messages[self.exchange.rank], share, gradients, scales, own, self.memory)
+        self.exchange.all_gather(messages[self.exchange.rank], messages)
+        mean_of_all(messages, share, gradients, scales)
+
+    def _two_phases(self, gradients: Gradients, scales: Mapping[Layer, float], own: Random) -> None:
+        code, me = Code(self.mode, self.exchange.ranks, self.clip), self.exchange.rank
+        outgoing = [self.memory(code.there(share), "to", share.owner) for share in self.shares]
+        for message, share in zip(outgoing, self.shares, strict=True):
+            code.write(message, share, gradients, scales, own, self.memory)
+        mine = self.shares[me]
+        incoming = [self.memory(code.there(mine), "from", rank) for rank in range(self.exchange.ranks)]
+        incoming[me] = outgoing[me]
+        self.exchange.all_to_all(outgoing, incoming)
+        means = [self.memory(code.back(share), "mean of", share.owner) for share in self.shares]
+        code.sum(means[me], mine, incoming, scales, own, self.memory)
+        self.exchange.all_gather(means[me], means)
+        for message, share in zip(means, self.shares, strict=True):
+            code.read(message, share, gradients, scales, self.memory)
+
+    def _keep(
+        self, gradients: Gradients, scales: Mapping[Layer, float], own: Random, residuals: Residuals
+    ) -> None:
+        """Residual = what was to be sent less what will be: the same random numbers give the same bits."""
+        for layer, scale in scales.items():
+            if scale == float("inf"):
+                continue
+            x, packed = gradients[layer], self.memory(words(layer.numbers), "sent", layer.number)
+            kept = residuals.setdefault(layer.number, torch.empty_like(x))
+            ternarize_(packed, x, scale, replace(own, layer=layer.number))
+            decode_(kept, packed, width=2, offset=1, factor=scale)
+            torch.sub(x, kept, out=kept)
+
+    def _floats(self, size: int, *name: object) -> Tensor:
+        return self.memory(size, *name, dtype=torch.float32)
+
+
+def pieces(buffer: Tensor, gradients: Sequence[Tensor]) -> list[slice]:
+    """Where in a bucket's buffer its gradients lie."""
+    size = buffer.element_size()
+    starts = [(g.data_ptr() - buffer.data_ptr()) // size for g in gradients]
+    return [slice(start, start + g.numel()) for start, g in zip(starts, gradients, strict=True)]
