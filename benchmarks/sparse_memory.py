@@ -94,7 +94,7 @@ def memory() -> dict[str, int]:
     return {key: 1024 * int(match[1]) for key, match in found.items() if match}
 
 
-@app.command()
+@app.command(hidden=True)
 def child(engine: str, name: str, folder: Path) -> None:
     """One engine in a process of its own; prints the bytes before and after."""
     torch.set_num_threads(1)
@@ -130,12 +130,15 @@ def _ready(pair: tuple[nn.Module, Tensor]) -> tuple[nn.Module, Tensor]:
     return pair[0].eval(), pair[1]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
     density: Annotated[float, typer.Option(help="share of the weights that is left")] = 0.1,
     only: Annotated[str, typer.Option(help="networks, separated by commas")] = ",".join(NETWORKS),
 ) -> None:
     """Measure every engine on every network."""
+    if context.invoked_subcommand:
+        return
     table = Table(title=f"MB over a tiny network of the same kind, density {density}, batch 1, 1 thread")
     for heading in ("network", *ENGINES):
         table.add_column(heading, justify="left" if heading == "network" else "right")

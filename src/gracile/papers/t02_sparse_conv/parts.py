@@ -246,7 +246,7 @@ PARTS: dict[Scale, dict[str, Part]] = {
             clip=0.25,
         ),
         "resnet20": _resnet("resnet20", 9, equal(0.36), 1.7),
-        "resnet56": _resnet("resnet56", 6, by_size(7), 2.0),
+        "resnet56": _resnet("resnet56", 6, equal(0.32), 2.0),
     },
 }
 """Scale -> networks by name."""
