@@ -29,3 +29,5 @@ settings.register_profile("gracile", deadline=None, derandomize=True)
 settings.load_profile("gracile")
 
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
+
+collect_ignore_glob = ["tests/**/*_run.py"]  # scripts that tests start, some under torchrun
