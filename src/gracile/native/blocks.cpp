@@ -222,11 +222,11 @@ class Blocks final : public Kernel {
         Vector odd = zero();
         const float* in = x;
         if (flat_) {
-            scan(x, static_cast<std::ptrdiff_t>(inputs_) * size_, &odd);
+            odd = or_odd(odd, x, static_cast<std::ptrdiff_t>(inputs_) * size_);
         } else {
             float* const copy = scratch(static_cast<std::size_t>(inputs_) * floats() + lanes);
             for (int c = 0; c < inputs_; ++c)
-                fill(x + static_cast<std::ptrdiff_t>(c) * size_, copy + static_cast<std::ptrdiff_t>(c) * floats(), &odd);
+                odd = fill(x + static_cast<std::ptrdiff_t>(c) * size_, copy + static_cast<std::ptrdiff_t>(c) * floats(), odd);
             in = copy;
         }
         const std::ptrdiff_t pixels = static_cast<std::ptrdiff_t>(rows_) * width_;
@@ -255,15 +255,9 @@ class Blocks final : public Kernel {
         return any_nan(odd);
     }
 
-    static void scan(const float* x, std::ptrdiff_t count, Vector* odd) {
-        std::ptrdiff_t i = 0;
-        for (; i + lanes <= count; i += lanes) *odd = fma(load_any(x + i), zero(), *odd);
-        if (i < count) *odd = fma(load_some(x + i, between(0, static_cast<int>(count - i))), zero(), *odd);
-    }
-
     // One channel with zeros around, columns taken apart by phase. A line is written in whole vectors: what goes
     // over its end is written again by the next.
-    void fill(const float* x, float* to, Vector* odd) const {
+    Vector fill(const float* x, float* to, Vector odd) const {
         const Span* plane = spans_.data();
         for (const int p : phases_.planes) {
             const int py = p / across_.stride, px = p % across_.stride;
@@ -278,12 +272,13 @@ class Blocks final : public Kernel {
                     const Span& s = plane[j];
                     const Vector v = across_.stride == 1 ? load_some(line + s.column, s.lanes)
                                                          : across_.take(line, s.column, s.from, s.until, px);
-                    *odd = fma(v, zero(), *odd);
+                    odd = or_odd(odd, v);
                     store_any(to + j * lanes, v);
                 }
             }
             plane += vectors_;
         }
+        return odd;
     }
 
     // Lanes of one vector that are read from a line.

@@ -49,6 +49,7 @@ void parallel(int tasks, int threads, void (*task)(void* context, int i), void* 
     std::unique_ptr<Kernel> sparse_matrix(const Convolution&);            \
     std::unique_ptr<Kernel> block_matrix(const Convolution&);             \
     void max_pool(const Pool&, const float* x, float* y, std::int64_t planes, int threads); \
+    void mean_planes(const float* x, float* y, std::int64_t planes, std::int64_t pixels); \
     void lstm_cells(const float* gates, float* c, float* h, std::int64_t batch, int hidden); \
     double peak(std::int64_t steps);                                      \
     }

@@ -18,6 +18,7 @@ namespace gracile::GRACILE_SET {
 struct Map {
     Axis down, across;
     bool flat;
+    bool solid;                      // outputs lie one after the other, as in the map itself
     int vectors;                     // in a row
     int folds, period;               // rows side by side, and from lane to lane
     int rows;                        // of vectors, for the output
@@ -57,58 +58,60 @@ struct Map {
                 pieces = (across.out + step - 1) / step;
             }
         }
+        solid = flat || (folds == 1 && pieces == 1 && across.out == vectors * lanes);
         height = rows + down.high - down.low;
+        if (!flat) span();
     }
 
     int floats() const { return static_cast<int>(phases.planes.size()) * height * vectors * lanes; }  // of a channel
 
-    // Copy one channel into place; what is not finite makes *odd NaN.
-    void fill(const float* x, float* to, int piece, Vector* odd) const {
-        const Vector none = zero();
+    // Copy one channel into place; returns odd, with NaN if there is what is not finite.
+    Vector fill(const float* x, float* to, int piece, Vector odd) const {
         if (flat) {
             const int all = pixels / lanes;
             for (int r = 0; r < all; ++r) {
                 const Vector v = load_any(x + r * lanes);
-                *odd = fma(v, none, *odd);
+                odd = or_odd(odd, v);
                 store(to + r * lanes, v);
             }
             if (all < rows) {
                 const Vector v = load_some(x + all * lanes, between(0, pixels - all * lanes));
-                *odd = fma(v, none, *odd);
+                odd = or_odd(odd, v);
                 store(to + all * lanes, v);
             }
-            return;
+            return odd;
         }
-        const int first = piece * step - margin;  // column of lane 0
+        const Span* span = spans.data() + piece * abreast();
         for (const int p : phases.planes) {
             const int py = p / across.stride, px = p % across.stride;
-            Span spans[lanes];  // the same for every row; more folds than lanes do not fit
-            for (int f = 0; f < folds; ++f)
-                for (int v = 0; v < vectors; ++v) {  // several folds, or several vectors
-                    const int lane = f * period - v * lanes;  // of column `first`
-                    const int from = std::max(0, lane - std::min(0, first));
-                    const int until = std::min(lanes, lane + std::min(across.columns(px) - first, period_of()));
-                    spans[f + v] = {first - lane, from, until, from < until ? between(from, until) : between(0, 0)};
+            for (int f = 0; f < folds; ++f) {
+                const int above = down.low + f * rows;  // row of the map, in its phase, that row 0 here is
+                const int from = std::min(height, std::max(0, -above));
+                const int until = std::max(from, std::min(height, down.columns(py) - above));
+                if (!f) clear(to, from), clear(to + static_cast<std::ptrdiff_t>(until) * vectors * lanes, height - until);
+                const float* line = x + (static_cast<std::ptrdiff_t>(from + above) * down.stride + py) * across.size + px;
+                if (folds == 1 && across.stride == 1 && down.stride == 1 && across.size == vectors * lanes) {
+                    float* const at = to + static_cast<std::ptrdiff_t>(from) * across.size;
+                    for (int i = 0; i < (until - from) * across.size; i += lanes) {
+                        const Vector part = load_any(line + i);
+                        odd = or_odd(odd, part);
+                        store(at + i, part);
+                    }
+                    continue;
                 }
-            const auto read = [&](const Span& s, int y) __attribute__((always_inline)) {
-                if (y < 0 || y >= down.size || s.from >= s.until) return none;
-                const float* const line = x + static_cast<std::ptrdiff_t>(y) * across.size + px;
-                const Vector part = across.stride == 1 ? load_some(line + s.column, s.lanes)
-                                                       : across.take(line, s.column, s.from, s.until, px);
-                *odd = fma(part, none, *odd);
-                return part;
-            };
-            for (int r = 0; r < height; ++r, to += vectors * lanes) {
-                const int y = (r + down.low) * down.stride + py;
-                if (folds == 1) {
-                    for (int v = 0; v < vectors; ++v) store(to + v * lanes, read(spans[v], y));
-                } else {
-                    Vector row = none;
-                    for (int f = 0; f < folds; ++f) row = add(row, read(spans[f], y + f * rows * down.stride));
-                    store(to, row);
-                }
+                for (int r = from; r < until; ++r, line += static_cast<std::ptrdiff_t>(down.stride) * across.size)
+                    for (int v = 0; v < vectors; ++v) {
+                        const Span& s = span[f + v];  // several folds, or several vectors
+                        const Vector part = across.stride == 1 ? load_some(line + s.column, s.lanes)
+                                                               : across.take(line, s.column, s.from, s.until, px);
+                        float* const at = to + (static_cast<std::ptrdiff_t>(r) * vectors + v) * lanes;
+                        odd = or_odd(odd, part);
+                        store(at, f ? add(load(at), part) : part);
+                    }
             }
+            span += pieces * abreast(), to += static_cast<std::ptrdiff_t>(height) * vectors * lanes;
         }
+        return odd;
     }
 
    private:
@@ -119,7 +122,28 @@ struct Map {
         Lanes lanes;
     };
 
-    int period_of() const { return folds > 1 ? period : 1 << 30; }
+    int abreast() const { return std::max(folds, vectors); }
+
+    void clear(float* to, int count) const {
+        for (int i = 0; i < count * vectors; ++i) store(to + i * lanes, zero());
+    }
+
+    // Of every phase and piece.
+    void span() {
+        const int most = folds > 1 ? period : 1 << 30;  // lanes that one row fills
+        for (const int p : phases.planes)
+            for (int piece = 0; piece < pieces; ++piece) {
+                const int first = piece * step - margin;  // column of lane 0
+                for (int i = 0; i < abreast(); ++i) {
+                    const int lane = folds > 1 ? i * period : -i * lanes;  // of column `first`
+                    const int from = std::max(0, lane - std::min(0, first));
+                    const int until = std::min(lanes, lane + std::min(across.columns(p % across.stride) - first, most));
+                    spans.push_back({first - lane, from, std::max(from, until), between(from, std::max(from, until))});
+                }
+            }
+    }
+
+    std::vector<Span> spans;
 };
 
 }  // namespace gracile::GRACILE_SET

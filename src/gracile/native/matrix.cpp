@@ -28,14 +28,6 @@ GRACILE_INLINE float finished(float sum, const float* add, std::ptrdiff_t at, bo
     return relu_too && sum < 0.0f ? 0.0f : sum;
 }
 
-bool odd_among(const float* x, std::ptrdiff_t count) {
-    Vector odd = zero();
-    std::ptrdiff_t i = 0;
-    for (; i + lanes <= count; i += lanes) odd = fma(load_any(x + i), zero(), odd);
-    if (i < count) odd = fma(load_some(x + i, between(0, static_cast<int>(count - i))), zero(), odd);
-    return any_nan(odd);
-}
-
 // sum[16] of one input. Sixteen scalar loads beat the gather instruction by 1.4 on the processors tried.
 template <class Index>
 GRACILE_INLINE void gather(const Index* at, const float* w, std::int64_t steps, const float* x, float* sum) {
@@ -131,7 +123,7 @@ class Rows final : public Kernel {
             const Call& c = *static_cast<Call*>(context);
             c.kernel->part(c, i);
         }, &call);
-        return odd_among(x, batch * inputs_);
+        return any_nan(or_odd(zero(), x, batch * inputs_));
     }
 
    private:
@@ -323,7 +315,7 @@ class Runs final : public Kernel {
             const int sets = c.kernel->sets_;
             for (int n = sets * i / c.shares; n < sets * (i + 1) / c.shares; ++n) c.kernel->set(c, n);
         }, &call);
-        return odd_among(x, batch * inputs_);
+        return any_nan(or_odd(zero(), x, batch * inputs_));
     }
 
    private:

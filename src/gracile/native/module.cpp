@@ -47,13 +47,15 @@ struct Set {
     Pack sparse, block, matrix, matrix_block;
     void (*cells)(const float*, float*, float*, std::int64_t, int);
     void (*max_pool)(const gracile::Pool&, const float*, float*, std::int64_t, int);
+    void (*mean_planes)(const float*, float*, std::int64_t, std::int64_t);
     double (*peak)(std::int64_t);
 };
 
 #define GRACILE_SET_OF(set)                                                                           \
     Set {                                                                                             \
         #set, gracile::set::sparse_convolution, gracile::set::block_convolution, gracile::set::sparse_matrix, \
-            gracile::set::block_matrix, gracile::set::lstm_cells, gracile::set::max_pool, gracile::set::peak \
+            gracile::set::block_matrix, gracile::set::lstm_cells, gracile::set::max_pool, \
+            gracile::set::mean_planes, gracile::set::peak                                         \
     }
 
 // The sets the kernels were compiled for and this processor has, ascending.
@@ -181,6 +183,10 @@ NB_MODULE(_native, m) {
             pool.set.max_pool(pool.window, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), planes,
                               threads);
         }, "x"_a, "y"_a, "planes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("mean", [](const std::string& set, std::uintptr_t x, std::uintptr_t y, std::int64_t planes, std::int64_t pixels) {
+        set_of(set).mean_planes(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), planes, pixels);
+    }, "set"_a, "x"_a, "y"_a, "planes"_a, "pixels"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "The mean of each plane of contiguous floats; addresses are checked by the caller.");
     gracile::bind_ternary(m);
     m.def("finite", &all_finite, "x"_a, "count"_a, nb::call_guard<nb::gil_scoped_release>(),
           "Whether the floats at an address hold neither NaN nor infinity.");

@@ -1,4 +1,5 @@
-// The largest number of each window: first down the rows of a window, whole lines at a time, then across.
+// The largest number of each window: first down the rows of a window, whole lines at a time, then across. And the
+// mean of whole planes.
 #include <algorithm>
 #include <limits>
 
@@ -69,6 +70,27 @@ void max_pool(const Pool& window, const float* x, float* y, std::int64_t planes,
         for (std::int64_t n = c.planes * i / c.shares; n < c.planes * (i + 1) / c.shares; ++n)
             pool_plane(w, c.x + n * in, c.y + n * out);
     }, &call);
+}
+
+void mean_planes(const float* x, float* y, std::int64_t planes, std::int64_t pixels) {
+    const float each = 1.0f / static_cast<float>(pixels);
+    for (std::int64_t n = 0; n < planes; ++n, x += pixels) {
+        Vector even = zero(), odd = zero();
+        std::int64_t i = 0;
+        for (; i + 2 * lanes <= pixels; i += 2 * lanes) {
+            even = add(even, load_any(x + i));
+            odd = add(odd, load_any(x + i + lanes));
+        }
+        for (; i < pixels; i += lanes) {
+            const auto some = static_cast<int>(std::min<std::int64_t>(lanes, pixels - i));
+            even = add(even, some == lanes ? load_any(x + i) : load_some(x + i, between(0, some)));
+        }
+        alignas(64) float sums[lanes];
+        store(sums, add(even, odd));
+        float sum = 0.0f;
+        for (const float one : sums) sum += one;
+        y[n] = sum * each;
+    }
 }
 
 }  // namespace gracile::GRACILE_SET

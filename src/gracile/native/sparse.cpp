@@ -40,7 +40,26 @@ struct Tile {
 
 template <int R, int E>
 GRACILE_INLINE void accumulate(Vector (&sum)[R * E], const float* in, const Entry* e, int count) {
-    for (const Entry* const end = e + count; e != end; ++e) {
+    const Entry* const end = e + count;
+    // An addition takes as long as four can be begun: few accumulators would wait for their own, so there are two sets.
+    constexpr bool few = R * E <= 6;
+    if constexpr (few) {
+        Vector other[R * E];
+        GRACILE_UNROLL
+        for (int i = 0; i < R * E; ++i) other[i] = zero();
+        for (; end - e >= 2; e += 2) {
+            const Vector v = broadcast(e[0].value), w = broadcast(e[1].value);
+            const float *const p = in + e[0].offset, *const q = in + e[1].offset;
+            GRACILE_UNROLL
+            for (int i = 0; i < R * E; ++i) {
+                sum[i] = fma(v, load(p + i * lanes), sum[i]);
+                other[i] = fma(w, load(q + i * lanes), other[i]);
+            }
+        }
+        GRACILE_UNROLL
+        for (int i = 0; i < R * E; ++i) sum[i] = add(sum[i], other[i]);
+    }
+    for (; e != end; ++e) {
         const Vector w = broadcast(e->value);
         const float* const p = in + e->offset;
         GRACILE_UNROLL
@@ -53,6 +72,25 @@ GRACILE_INLINE void finish(const Tile& t, int filter, const Vector (&sum)[R * E]
     const Map& m = *t.map;
     const std::ptrdiff_t plane = static_cast<std::ptrdiff_t>(filter) * m.pixels;
     const Vector bias = broadcast(t.bias ? t.bias[filter] : 0.0f);
+    const int first = t.row * E * lanes;
+    if (m.solid && first + R * E * lanes <= m.pixels) {
+        float* const y = t.y + plane + first;
+        Vector v[R * E];
+        GRACILE_UNROLL
+        for (int i = 0; i < R * E; ++i) v[i] = add(sum[i], bias);
+        if (t.add) {
+            const float* const other = t.add + plane + first;
+            GRACILE_UNROLL
+            for (int i = 0; i < R * E; ++i) v[i] = add(v[i], load_any(other + i * lanes));
+        }
+        if (t.relu) {
+            GRACILE_UNROLL
+            for (int i = 0; i < R * E; ++i) v[i] = relu(v[i]);
+        }
+        GRACILE_UNROLL
+        for (int i = 0; i < R * E; ++i) store_any(y + i * lanes, v[i]);
+        return;
+    }
     const auto put = [&](std::ptrdiff_t at, int from, int to, Vector v) __attribute__((always_inline)) {
         const Lanes some = between(from, to);
         v = add(v, bias);
@@ -331,8 +369,8 @@ class Sparse final : public Kernel {
         for (int b = 0; b < blocks_; ++b) {
             const int from = b * channels_, to = std::min(inputs_, from + channels_);
             for (int c = from; c < to; ++c)
-                map_.fill(x + static_cast<std::ptrdiff_t>(c) * size_, in + static_cast<std::ptrdiff_t>(c - from) * map_.floats(),
-                          piece, &odd);
+                odd = map_.fill(x + static_cast<std::ptrdiff_t>(c) * size_,
+                                in + static_cast<std::ptrdiff_t>(c - from) * map_.floats(), piece, odd);
             const std::int64_t row = (static_cast<std::int64_t>(g) * blocks_ + b) * outputs_ + first;
             t.entries = entries_.data() + starts_[row];
             t.counts = counts_.data() + row * shifts;

@@ -1,6 +1,7 @@
 // One vector of floats, as wide as the instruction set has it. A source file is compiled once for each set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -62,6 +63,8 @@ GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
     return _mm512_castsi512_ps(
         _mm512_maskz_alignr_epi32(m, _mm512_castps_si512(v), _mm512_castps_si512(previous), 15));
 }
+// NaN in lanes where odd is NaN or v is not finite. A chain of these waits one cycle for each, not four.
+GRACILE_INLINE Vector or_odd(Vector odd, Vector v) { return _mm512_or_ps(odd, _mm512_mul_ps(v, zero())); }
 GRACILE_INLINE bool any_nan(Vector v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
 // Pieces of four floats, `step` apart.
 GRACILE_INLINE Vector fours(const float* p, std::ptrdiff_t step) {
@@ -136,6 +139,7 @@ GRACILE_INLINE Vector shift_up(Vector v, Vector previous, Lanes m) {
     const __m256 turned = _mm256_permutevar8x32_ps(mixed, _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6));
     return _mm256_and_ps(turned, _mm256_castsi256_ps(m));
 }
+GRACILE_INLINE Vector or_odd(Vector odd, Vector v) { return _mm256_or_ps(odd, _mm256_mul_ps(v, zero())); }
 GRACILE_INLINE bool any_nan(Vector v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
 GRACILE_INLINE Vector fours(const float* p, std::ptrdiff_t step) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + step), 1);
@@ -229,6 +233,10 @@ GRACILE_INLINE void store_first(float* p, Vector v, int count) {
     if (count >= lanes) return store_any(p, v);
     for (int i = 0; i < count; ++i) p[i] = v[i];
 }
+GRACILE_INLINE Vector or_odd(Vector odd, Vector v) {
+    const Vector product = v * zero();
+    return reinterpret_cast<Vector>(reinterpret_cast<Lanes>(odd) | reinterpret_cast<Lanes>(product));
+}
 GRACILE_INLINE bool any_nan(Vector v) {
     for (int i = 0; i < lanes; ++i)
         if (v[i] != v[i]) return true;
@@ -242,6 +250,14 @@ GRACILE_INLINE void split(Vector a, Vector b, Vector* even, Vector* odd) {
 #endif
 
 constexpr int wide = 4;  // vectors in a row of a tile, at most
+
+// The same for `count` floats.
+inline Vector or_odd(Vector odd, const float* x, std::ptrdiff_t count) {
+    std::ptrdiff_t i = 0;
+    for (; i + lanes <= count; i += lanes) odd = or_odd(odd, load_any(x + i));
+    for (; i < count; ++i) odd = or_odd(odd, broadcast(x[i]));
+    return odd;
+}
 
 // Four columns of `lanes` rows that are `step` apart, beginning at p.
 GRACILE_INLINE void four_columns(const float* p, std::ptrdiff_t step, Vector* column) {

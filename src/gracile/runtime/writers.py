@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gracile.runtime.fuse import scale_shift
-from gracile.runtime.kernels.native import pooling
+from gracile.runtime.kernels.native import mean, pooling
 
 aten = torch.ops.aten
 Call = Callable[[], object]
@@ -73,8 +73,20 @@ def _embedding(
 
 def _mean_pool(out: Tensor, x: Tensor, size: Sequence[int]) -> Call:
     if list(size) == [1, 1]:
-        return partial(torch.mean, x, (-2, -1), keepdim=True, out=out)
+        return _mean(out, x, (-2, -1), True)
     return partial(aten.adaptive_avg_pool2d.out, x, size, out=out)
+
+
+def _mean(
+    out: Tensor, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Call:
+    """By the compiled kernel where means are those of whole planes."""
+    planes = dims is not None and sorted(dim % x.dim() for dim in dims) == [x.dim() - 2, x.dim() - 1]
+    if planes and _plain(x) and _plain(out) and x.numel():
+        call = mean(x, out)
+        if call:
+            return call
+    return partial(torch.mean, x, dims, keepdim=keepdim, dtype=dtype, out=out)
 
 
 def _pad(
@@ -106,10 +118,7 @@ def _max_pool(
     """By the compiled kernel, or else the largest of shifted pictures, one for each place in the window."""
     kernel, padding, dilation = (_both(value) for value in (kernel, padding, dilation))
     stride = _both(stride or kernel)
-    plain = (
-        x.dtype == torch.float32 and x.is_contiguous() and out.is_contiguous() and out.device.type == "cpu"
-    )
-    if plain and dilation == (1, 1) and out.numel():
+    if _plain(x) and _plain(out) and dilation == (1, 1) and out.numel():
         pool = pooling(_both(x.shape[-2:]), kernel, stride, padding, _both(out.shape[-2:]))
         if pool:
             planes = out.numel() // (out.shape[-2] * out.shape[-1])
@@ -146,6 +155,10 @@ def _max_pool(
     return call
 
 
+def _plain(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.is_contiguous() and x.device.type == "cpu"
+
+
 def _pool(pool: Any, x: Tensor, out: Tensor, planes: int) -> None:
     pool.run(x.data_ptr(), out.data_ptr(), planes, torch.get_num_threads())
 
@@ -163,6 +176,7 @@ _WRITERS: dict[Any, Writer] = {
     aten.relu.default: _relu,
     aten.embedding.default: _embedding,
     aten.adaptive_avg_pool2d.default: _mean_pool,
+    aten.mean.dim: _mean,
     aten.pad.default: _pad,
     aten.max_pool2d.default: _max_pool,
 }

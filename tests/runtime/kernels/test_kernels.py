@@ -365,3 +365,15 @@ def test_the_largest_of_each_window_is_torchs(shape, instruction_set, odd, threa
 def test_windows_that_miss_the_map_are_refused(kernel, stride, padding, out):
     with pytest.raises(ValueError, match="does not meet"):
         native.pooling((4, 4), kernel, stride, padding, out)
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="installed without a compiler")
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), sets, st.booleans(), seeds)
+def test_the_mean_of_each_plane_is_torchs(planes, height, width, instruction_set, odd, seed):
+    x = torch.randn(1, planes, height, width, generator=torch.Generator().manual_seed(seed))
+    if odd:
+        x[0, 0, height // 2, width // 2] = float("nan")
+    out = torch.full((1, planes, 1, 1), 7.0)
+    native.mean(x, out, instruction_set)()
+    wanted = x.double().mean((-2, -1), keepdim=True).float()
+    assert torch.allclose(out, wanted, atol=1e-6, equal_nan=True)

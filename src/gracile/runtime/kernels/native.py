@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -65,6 +67,18 @@ def pooling(
     if not _native:
         return None
     return _native.Pooling(instruction_set or instruction_sets()[-1], size, kernel, stride, padding, out)
+
+
+def mean(x: Tensor, out: Tensor, instruction_set: str | None = None) -> Callable[[], None] | None:
+    """A call that puts the mean of the last two dimensions of ``x`` into ``out``; None without compiled kernels.
+
+    Both are contiguous float32 on the CPU and stay where they are.
+    """
+    if not _native:
+        return None
+    pixels = math.prod(x.shape[-2:])
+    addresses = (x.data_ptr(), out.data_ptr())
+    return partial(_native.mean, instruction_set or instruction_sets()[-1], *addresses, out.numel(), pixels)
 
 
 def peak(instruction_set: str, steps: int) -> float:
