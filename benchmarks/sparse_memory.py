@@ -66,7 +66,7 @@ def keep(folder: Path, model: nn.Module, example: Tensor) -> None:
 def loaded(engine: str, folder: Path, model: nn.Module, example: Tensor) -> Any:
     """A call without arguments that runs the network of the folder."""
     if engine == "gracile":
-        program = load(folder / "sparse", model, example)
+        program = load(folder / "sparse")
         return lambda: program(example)
     if engine == "torch":
         model.load_state_dict(read_tensors(folder / "weights.safetensors"))
@@ -100,9 +100,9 @@ def child(engine: str, name: str, folder: Path) -> None:
     torch.set_num_threads(1)
     _run(loaded(engine, folder / "tiny", *_ready(tiny(name))))
     before = memory()
-    # torch and gracile need an object that says how to compute; its numbers are not those of the file.
-    with torch.device("meta" if engine == "gracile" else "cpu"):
-        model = NETWORKS[name]()[0] if engine in ("torch", "gracile") else nn.Identity()
+    model = (
+        NETWORKS[name]()[0] if engine == "torch" else nn.Identity()
+    )
     pair = model, EXAMPLES[name]()
     del model
     call = loaded(engine, folder / "network", *_ready(pair))

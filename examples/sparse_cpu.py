@@ -42,5 +42,5 @@ with torch.no_grad():
     assert torch.allclose(program(images), model(images), atol=1e-4)
 
 program.save("runs/sparse")
-again = load("runs/sparse", Net(), example)  # on the machine that runs it: nothing is measured there
+again = load("runs/sparse")  # on the machine that runs it: without the class, and nothing is measured there
 assert torch.equal(again(images), program(images))

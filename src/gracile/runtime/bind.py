@@ -16,6 +16,7 @@ from gracile.runtime.flow import Flow
 from gracile.runtime.layers import Chosen, Kernel
 from gracile.runtime.memory import Memory
 from gracile.runtime.sizes import Sizes
+from gracile.runtime.trace import Traced
 from gracile.runtime.values import Value
 from gracile.runtime.writers import Call, Writer, writer
 
@@ -39,9 +40,8 @@ class Binding:
     """Calls in order. Values that stay where they are have been put into them; the others have slots.
 
     Args:
-        graph: of :class:`Chosen` layers and operators.
+        traced: a graph of :class:`Chosen` layers and operators, and its constants.
         flow: of that graph.
-        constants: by name.
         sizes: of the inputs.
         memory: that buffers are taken from, and that no other program uses.
         threads: for the kernels.
@@ -49,9 +49,8 @@ class Binding:
 
     def __init__(
         self,
-        graph: fx.Graph,
+        traced: Traced,
         flow: Flow,
-        constants: Mapping[str, Tensor],
         sizes: Sizes,
         memory: Memory,
         threads: int,
@@ -63,13 +62,13 @@ class Binding:
         self._steps: list[Call] = []
         self._values: Values = []
         memory.free_all()
-        for at, node in enumerate(graph.nodes):
+        for at, node in enumerate(traced.graph.nodes):
             if node.op == "placeholder":
                 value = node.meta["val"]
                 self._known[node] = self._take(at, node, sizes(value.shape), value.dtype)
                 self._inputs.append(self._known[node])
             elif node.op == "get_attr":
-                self._known[node] = constants[str(node.target)]
+                self._known[node] = traced.constants[str(node.target)]
             elif node.op == "call_function":
                 self._place(at, node)
                 self._release(at)

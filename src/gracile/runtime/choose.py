@@ -65,7 +65,7 @@ def choose(nodes: Sequence[fx.Node], sizes: Sizes, search: Search) -> tuple[Choi
             done[key] = replace(choice, macs=layer.macs(_answer(node, sizes))), kernel
         choice, kernel = done[key]
         choices.append(replace(choice, layer=layer.name))
-        node.target = Chosen(layer.name, kernel, layer.biases)
+        node.target = Chosen(layer.bare(), kernel, layer.biases)
     return tuple(choices)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Any, final
 
@@ -31,12 +32,11 @@ class Composed:
     """
 
     def __init__(self, traced: Traced, threads: int) -> None:
-        self._graph, self._threads, self._bound = copied(traced.graph), threads, traced.bound
-        self._taken, self._given, self._fixed = traced.taken, traced.given, traced.fixed
-        self._flow = flow(self._graph)
         # A program is not changed by what is done to the model later.
-        self._constants = {name: tensor.clone() for name, tensor in traced.constants.items()}
-        self._inputs = [node for node in self._graph.nodes if node.op == "placeholder"]
+        constants = {name: tensor.clone() for name, tensor in traced.constants.items()}
+        self.traced = traced = replace(traced, graph=copied(traced.graph), constants=constants)
+        self._threads, self._flow = threads, flow(traced.graph)
+        self._inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
         self._simple = not traced.fixed and all(child.is_leaf() for child in traced.taken.child(0).children())
         self._one = traced.given.is_leaf()
         self._bindings: OrderedDict[Any, Binding] = OrderedDict()
@@ -47,7 +47,11 @@ class Composed:
     def nbytes(self) -> int:
         """Of weights and of the buffers for the sizes seen so far."""
         kernels = {id(p.kernel): p.kernel.nbytes for p in self.layers}
-        return sum(kernels.values()) + sum(c.nbytes for c in self._constants.values()) + self._memory.nbytes
+        return (
+            sum(kernels.values())
+            + sum(c.nbytes for c in self.traced.constants.values())
+            + self._memory.nbytes
+        )
 
     def __call__(self, *inputs: Any) -> Any:
         tensors = inputs if self._simple and len(inputs) == len(self._inputs) else self._tensors(inputs)
@@ -59,30 +63,37 @@ class Composed:
         with self._lock, torch.no_grad():
             binding = self._bindings.get(key) or self._bind(key, tensors)
             outputs = binding(tensors)
-        return outputs[0] if self._one else pytree.tree_unflatten(outputs, self._given)
+        return outputs[0] if self._one else pytree.tree_unflatten(outputs, self.traced.given)
+
+    def rehearse(self) -> None:
+        """Run once, on zeros of the example's size, so that what cannot be run shows at once."""
+        values = [node.meta["val"] for node in self._inputs]
+        zeros = [torch.zeros(size, dtype=v.dtype) for size, v in zip(self.traced.sizes, values, strict=True)]
+        with torch.no_grad():
+            self._bind(tuple([(x.shape, x.dtype, x.device) for x in zeros]), zeros)(zeros)
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers, by name, as a file keeps them."""
-        named = dict(self._constants)
+        named = dict(self.traced.constants)
         for layer in self.layers:
             for what, tensors in (("weight", layer.weights), ("bias", layer.biases)):
-                named |= {f"{layer.name}.{what}.{k}": tensor for k, tensor in enumerate(tensors)}
+                named |= {f"{layer.layer.name}.{what}.{k}": tensor for k, tensor in enumerate(tensors)}
         return named
 
     @property
     def layers(self) -> list[Chosen]:
         """In the order in which they run; the name is that in the plan."""
-        return [node.target for node in self._graph.nodes if isinstance(node.target, Chosen)]
+        return [node.target for node in self.traced.graph.nodes if isinstance(node.target, Chosen)]
 
     def _bind(self, key: Any, tensors: Sequence[Tensor]) -> Binding:
-        sizes = Sizes(self._inputs, tensors, self._bound)
+        sizes = Sizes(self._inputs, tensors, self.traced.bound)
         amount = sum(x.numel() for x in tensors)
         if amount > self._largest:  # what was allotted for less is too small
             self._bindings.clear()
             self._memory.clear()
             self._largest = amount
         with torch.inference_mode(False), torch.no_grad():  # the buffers must do in any mode
-            binding = Binding(self._graph, self._flow, self._constants, sizes, self._memory, self._threads)
+            binding = Binding(self.traced, self._flow, sizes, self._memory, self._threads)
         self._bindings[key] = binding
         if len(self._bindings) > _MOST:
             self._bindings.popitem(last=False)
@@ -90,13 +101,13 @@ class Composed:
 
     def _tensors(self, inputs: Any) -> list[Tensor]:
         leaves, spec = pytree.tree_flatten(inputs)
-        expected = self._taken.child(0)
+        expected = self.traced.taken.child(0)
         if spec != expected:
             raise UsageError(
                 "running a program", got=f"inputs nested as {_short(spec)}", expected=_short(expected)
             )
-        tensors = [leaf for k, leaf in enumerate(leaves) if k not in self._fixed]
-        for position, value in self._fixed.items():
+        tensors = [leaf for k, leaf in enumerate(leaves) if k not in self.traced.fixed]
+        for position, value in self.traced.fixed.items():
             if leaves[position] != value:
                 raise UsageError(
                     "running a program",

@@ -88,6 +88,13 @@ class Layer(ABC):
         runs = (torch.split(w != 0, BLOCK) for w in self.weights)
         return _share([torch.stack([run.any(0) for run in split]) for split in runs])
 
+    def bare(self) -> Layer:
+        """The same layer without memory."""
+        weights, biases = (
+            [torch.empty_like(t, device="meta") for t in own] for own in (self.weights, self.biases)
+        )
+        return self.holding(weights, biases)
+
     def __call__(self, x: Tensor, *others: Tensor) -> Any:
         """The answer by torch, to compare kernels with."""
         return self.kernels()["dense"]()(x, *others)
@@ -211,9 +218,9 @@ class Recurrence(Layer):
 @final
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """One layer with the kernel that runs it."""
+    """One layer with the kernel that runs it; of the layer's own tensors only the shapes are left."""
 
-    name: str
+    layer: Layer
     kernel: Kernel
     biases: tuple[Tensor, ...] = ()
 

@@ -114,36 +114,36 @@ class SparseProgram:
 
         Raises:
             FileError: the folder cannot be written; an older version in it is still whole.
+            RefusedError: it has operators that files have no form for, such as those of other packages.
         """
-        return save(folder, self.run, self.plan, self.network)
+        return save(folder, self.run, self.plan, self.network, self.full)
 
 
-def load(folder: str | Path, model: nn.Module, *example: Any) -> SparseProgram:
+def load(folder: str | Path, model: nn.Module | None = None) -> SparseProgram:
     """The program that :meth:`SparseProgram.save` wrote; nothing is measured again.
 
     Args:
         folder: where it was saved.
-        model: an object of the class that was compiled, built with the same arguments; its numbers do not
-            matter, and it is left as it is. Built under ``torch.device("meta")`` it takes no memory.
-        example: inputs of the shapes that it was compiled with; the program takes other batches, too.
+        model: needed only where torch turned out faster than all kernels (``program.plan.runs``): an object
+            of the class that was compiled, built with the same arguments. Its numbers do not matter, and it
+            is left as it is.
 
     Raises:
-        FileError: a file is missing, damaged, or made for another model.
+        FileError: a file is missing or damaged, or the model is another one.
+        UsageError: a model is needed.
 
     >>> import tempfile
     >>> from gracile.runtime.sparse_cpu import SparseCPU
-    >>> x, make = torch.ones(1, 8), lambda: nn.Linear(8, 16).eval()
-    >>> program = SparseCPU(against=()).compile(make(), x)
+    >>> x = torch.ones(1, 8)
+    >>> program = SparseCPU(against=()).compile(nn.Linear(8, 16).eval(), x)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = program.save(folder)
-    ...     with torch.device("meta"):
-    ...         bare = make()
-    ...     again = load(folder, bare, x)
+    ...     again = load(folder)
     >>> torch.equal(again(x), program(x))
     True
     """
-    run, plan, bound = restore(folder, model, example)
-    return SparseProgram(run, plan, type(model).__name__, math.nan, paper_cost(model, *example), bound)
+    found = restore(folder, model)
+    return SparseProgram(found.run, found.plan, found.network, math.nan, found.full, found.bound)
 
 
 def paper_cost(model: nn.Module, *example: Any) -> Cost:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import sympy  # type: ignore[import-untyped]
+import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from gracile.errors import GraphError, ShapeError
 from gracile.runtime.trace import Traced
@@ -62,10 +62,18 @@ class Sizes:
         return int(found) if found.is_integer else float(found)
 
 
-def sizes_for(traced: Traced, example: tuple[Any, ...]) -> Sizes:
-    """Sizes as an example sets them."""
-    given = [x for k, x in enumerate(pytree.tree_leaves(example)) if k not in traced.fixed]
-    return Sizes([node for node in traced.graph.nodes if node.op == "placeholder"], given, traced.bound)
+def sizes_for(traced: Traced) -> Sizes:
+    """Sizes as the example sets them.
+
+    Raises:
+        ShapeError: it does not fit the graph.
+    """
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    given = [
+        torch.empty(size, dtype=node.meta["val"].dtype)
+        for node, size in zip(inputs, traced.sizes, strict=True)
+    ]
+    return Sizes(inputs, given, traced.bound)
 
 
 def _wrong(node: fx.Node, tensor: Tensor, bound: str) -> ShapeError:

@@ -80,7 +80,7 @@ class SparseCPU:
             run, bound = _dense(self.plan.runs, model, example, self.threads)
             return SparseProgram(run, self.plan, network, _error(model, run, example), full, bound)
         traced = trace(model, *example)
-        composed, plan = self._composed(traced, example)
+        composed, plan = self._composed(traced)
         error = _error(model, composed, example)
         if not error <= self.tolerance:
             raise RefusedError(
@@ -100,12 +100,12 @@ class SparseCPU:
         run, bound = _dense(runs, model, example, self.threads)
         return SparseProgram(run, plan, network, _error(model, run, example), full, bound)
 
-    def _composed(self, traced: Traced, example: tuple[Any, ...]) -> tuple[Composed, Plan]:
+    def _composed(self, traced: Traced) -> tuple[Composed, Plan]:
         nodes = fuse(traced)
         force = {**(self.plan.kernels if self.plan else {}), **self.force}
         search = Search(self.threads, self.rounds, self.instruction_set, force)
         with torch.inference_mode(False), torch.no_grad():
-            choices = choose(nodes, sizes_for(traced, example), search)
+            choices = choose(nodes, sizes_for(traced), search)
         plan = replace(self.plan, threads=self.threads) if self.plan else Plan((), threads=self.threads)
         return Composed(traced, self.threads), replace(plan, layers=choices)
 

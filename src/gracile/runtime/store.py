@@ -1,76 +1,119 @@
-"""A program as two files: its plan (JSON) and its numbers (safetensors). Nothing in them is ever executed.
+"""A program as two files: what it does (JSON) and its numbers (safetensors).
 
-What the network does is not in the files: it is read again from a fresh object of the model's class. The
+Nothing in them is code: operators are named, and :mod:`gracile.runtime.listing` says which may be. The
 weights are named by their content, so that writing the JSON file is the one step that makes a version valid.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
-from gracile.errors import FileError, GracileError
+from gracile.cost import Cost, LayerCost
+from gracile.errors import FileError, GracileError, UsageError
 from gracile.files import read_json, read_tensors, sha256_of, write_json, write_tensors
 from gracile.reduce.copies import duplicate
 from gracile.runtime.choose import Search, choose
 from gracile.runtime.composed import Composed
-from gracile.runtime.fuse import fuse
+from gracile.runtime.layers import Layer
+from gracile.runtime.listing import Listing, listed, unlisted
 from gracile.runtime.onnx import OnnxProgram, OnnxRuntime
 from gracile.runtime.plan import COMPOSED, Plan, checked
 from gracile.runtime.sizes import sizes_for
-from gracile.runtime.trace import trace
+from gracile.runtime.trace import Traced
 from gracile.runtime.whole import Whole
 
 Runner = Composed | Whole | OnnxProgram
 """What carries a program out."""
 
 FORMAT = "gracile sparse program"
-VERSION = 1
+VERSION = 2
 HEADER = "sparse.json"
 DENSE = "dense"
 
 
+@final
 @dataclass(frozen=True)
 class Header:
-    """The content of ``sparse.json``; ``network`` is for people to read."""
+    """The content of ``sparse.json``.
+
+    Attributes:
+        format, version: of the file.
+        network: class of the model, for people to read.
+        sha256: of the weights' file.
+        plan: how it runs.
+        full: cost of the model on paper, a row for each layer; null stands for ``nan``.
+        listing: operators of a composed program.
+        digest: of plan, full and listing together: what has changed by accident is not run.
+    """
 
     format: str
     version: int
     network: str
     sha256: str
     plan: Plan
+    full: list[dict[str, Any]]
+    listing: Listing | None
+    digest: str
 
 
-def save(folder: str | Path, run: Runner, plan: Plan, network: str) -> Path:
-    """Write a program to ``folder``, made if it is missing; return the path of its JSON file."""
+@final
+@dataclass(frozen=True)
+class Stored:
+    """What :func:`restore` found."""
+
+    run: Runner
+    plan: Plan
+    network: str
+    full: Cost
+    bound: str
+
+
+def save(folder: str | Path, run: Runner, plan: Plan, network: str, full: Cost) -> Path:
+    """Write a program to ``folder``, made if it is missing; return the path of its JSON file.
+
+    Raises:
+        RefusedError: it has operators that files have no form for; nothing is written.
+    """
     folder = Path(folder)
+    listing = listed(run.traced) if isinstance(run, Composed) else None
     tensors: dict[str, Tensor] = {}
     if isinstance(run, OnnxProgram):
         run.save(folder / DENSE)
     else:
         tensors = run.tensors()
     draft = write_tensors(folder / "weights.safetensors", tensors)
-    digest = sha256_of(draft)
-    kept = _weights(folder, digest)
+    sha256 = sha256_of(draft)
+    kept = _weights(folder, sha256)
     draft.replace(kept)
-    path = write_json(folder / HEADER, Header(FORMAT, VERSION, network, digest, plan))
+    rows = [asdict(row) for row in full.rows]
+    digest = _digest(plan, rows, listing)
+    path = write_json(folder / HEADER, Header(FORMAT, VERSION, network, sha256, plan, rows, listing, digest))
     for old in folder.glob("weights-*.safetensors"):
         if old != kept and re.fullmatch(r"weights-[0-9a-f]{16}", old.stem):
             old.unlink()
     return path
 
 
-def restore(folder: str | Path, model: nn.Module, example: tuple[Any, ...]) -> tuple[Runner, Plan, str]:
-    """What :func:`save` wrote, with a fresh ``model`` to say how it computes, and why its batch is fixed.
+def restore(folder: str | Path, model: nn.Module | None) -> Stored:
+    """What :func:`save` wrote.
+
+    Args:
+        folder: of the files.
+        model: to run the numbers with, where torch runs the whole.
 
     Raises:
-        FileError: a file is missing, damaged, or made for another model.
+        FileError: a file is missing or damaged, or the model is another.
+        UsageError: a model is needed.
     """
     folder = Path(folder)
     path = folder / HEADER
@@ -80,34 +123,46 @@ def restore(folder: str | Path, model: nn.Module, example: tuple[Any, ...]) -> t
     if not re.fullmatch(r"[0-9a-f]{64}", header.sha256):
         raise _wrong(path, "a malformed digest", "SHA-256 in hexadecimal")
     plan = checked(path, header.plan)
+    if header.digest != _digest(plan, header.full, header.listing):
+        raise _wrong(path, "other content than was written", f"SHA-256 {header.digest:.80}")
+    if model is None and plan.runs not in (COMPOSED, "ONNX Runtime"):
+        raise UsageError(
+            f"loading the program in '{folder}'",
+            got="no model",
+            expected=f"one of the class that was compiled: {plan.runs} was faster, and runs the model's code",
+        )
     weights = _weights(folder, header.sha256)
     tensors = read_tensors(weights)
     if sha256_of(weights) != header.sha256:
         raise _wrong(weights, "other content than was written", f"SHA-256 {header.sha256}")
     try:
-        run, bound = _runner(folder, plan, tensors, _tangible(model), example)
+        rows = tuple(
+            msgspec.convert(row | {"macs": math.nan if row.get("macs") is None else row["macs"]}, LayerCost)
+            for row in header.full
+        )
+        run, bound = _runner(folder, plan, tensors, header.listing, model)
     except FileError:
         raise
-    except GracileError as error:
-        raise _wrong(path, f"what does not fit the model ({error})", "a plan of this model") from error
-    return run, plan, bound
+    except (GracileError, msgspec.ValidationError) as error:
+        raise _wrong(path, f"what does not fit together ({error})", "a program") from error
+    return Stored(run, plan, header.network, Cost(rows), bound)
 
 
-def _tangible(model: nn.Module) -> nn.Module:
-    """The model, or a copy that can be traced where it has no memory: its numbers do not matter."""
-    if not any(x.is_meta for x in (*model.parameters(), *model.buffers())):
-        return model
-    return duplicate(model).to_empty(device="cpu")  # pages that nobody touches take no memory
+def _digest(plan: Plan, full: list[dict[str, Any]], listing: Listing | None) -> str:
+    return hashlib.sha256(msgspec.json.encode((plan, full, listing))).hexdigest()
 
 
 def _runner(
-    folder: Path, plan: Plan, tensors: dict[str, Tensor], model: nn.Module, example: tuple[Any, ...]
+    folder: Path, plan: Plan, tensors: dict[str, Tensor], listing: Listing | None, model: nn.Module | None
 ) -> tuple[Runner, str]:
     if plan.runs == COMPOSED:
-        return _composed(folder, plan, tensors, model, example)
+        if listing is None:
+            raise _wrong(folder / HEADER, "no operators", "those of the program")
+        return _composed(folder, plan, tensors, unlisted(listing))
     if plan.runs == "ONNX Runtime":
         onnx = OnnxRuntime(plan.threads).load(folder / DENSE)
         return onnx, onnx.report()["batch"].partition("fixed: ")[2]
+    assert model is not None  # restore saw to it
     copy = duplicate(model)
     own = {name: x for name, x in copy.state_dict().items() if isinstance(x, Tensor)}
     _compare(folder, tensors, own)
@@ -116,11 +171,8 @@ def _runner(
     return Whole(copy, plan.runs == "torch channels-last"), ""
 
 
-def _composed(
-    folder: Path, plan: Plan, tensors: dict[str, Tensor], model: nn.Module, example: tuple[Any, ...]
-) -> tuple[Composed, str]:
-    traced = trace(model, *example)
-    nodes = fuse(traced)
+def _composed(folder: Path, plan: Plan, tensors: dict[str, Tensor], traced: Traced) -> tuple[Composed, str]:
+    nodes = [node for node in traced.graph.nodes if isinstance(node.target, Layer)]
     wanted = dict(traced.constants)
     named: dict[str, Any] = {}
     for node in nodes:
@@ -140,16 +192,15 @@ def _composed(
         raise _wrong(
             folder / HEADER, f"layers that only one side has: {', '.join(differ[:4])}", "the same layers"
         )
-    found = choose(nodes, sizes_for(traced, example), Search(plan.threads, 5, None, plan.kernels))
-    shapes, saved = ({c.layer: c.shape for c in choices} for choices in (found, plan.layers))
-    if shapes != saved:
-        layer = next(name for name in shapes if shapes[name] != saved[name])
-        raise _wrong(
-            folder / HEADER,
-            f"a plan for inputs of shape {saved[layer]} at '{layer}'",
-            f"{shapes[layer]}, as the example has it",
-        )
-    return Composed(traced, plan.threads), traced.bound
+    try:
+        choose(nodes, sizes_for(traced), Search(plan.threads, 5, None, plan.kernels))
+        run = Composed(traced, plan.threads)
+        run.rehearse()
+    except GracileError:
+        raise
+    except Exception as error:  # whatever torch makes of operators that do not fit together
+        raise _wrong(folder / HEADER, f"what cannot be run ({error!s:.200})", "a program") from error
+    return run, traced.bound
 
 
 def _compare(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,7 @@ class Traced:
         owners: constant -> name of the parameter or buffer that it is, or comes from.
         taken, given: how inputs and outputs are nested.
         fixed: inputs that are no tensors, by position; they are part of the program.
+        sizes: shapes of the example's tensors.
         bound: why the first dimension of the inputs may not change; empty if it may.
     """
 
@@ -43,6 +44,7 @@ class Traced:
     taken: pytree.TreeSpec
     given: pytree.TreeSpec
     fixed: Mapping[int, Any]
+    sizes: tuple[tuple[int, ...], ...]
     bound: str
 
 
@@ -110,7 +112,8 @@ def trace(model: nn.Module, *example: Any) -> Traced:
         node.meta = {"val": Value.of(node.meta["val"])} if "val" in node.meta else {}
     graph = copied(graph)
     spec = exported.call_spec
-    return Traced(graph, constants, owners, spec.in_spec, spec.out_spec, fixed, bound)
+    sizes = tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+    return Traced(graph, constants, owners, spec.in_spec, spec.out_spec, fixed, sizes, bound)
 
 
 def is_constant(node: object) -> bool:

@@ -78,7 +78,11 @@ def _mean_pool(out: Tensor, x: Tensor, size: Sequence[int]) -> Call:
 
 
 def _mean(
-    out: Tensor, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: torch.dtype | None = None
+    out: Tensor,
+    x: Tensor,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Call:
     """By the compiled kernel where means are those of whole planes."""
     planes = dims is not None and sorted(dim % x.dim() for dim in dims) == [x.dim() - 2, x.dim() - 1]

@@ -70,9 +70,9 @@ def pooling(
 
 
 def mean(x: Tensor, out: Tensor, instruction_set: str | None = None) -> Callable[[], None] | None:
-    """A call that puts the mean of the last two dimensions of ``x`` into ``out``; None without compiled kernels.
+    """A call that puts the mean of each plane of ``x`` into ``out``; None without compiled kernels.
 
-    Both are contiguous float32 on the CPU and stay where they are.
+    Planes are the last two dimensions. Both are contiguous float32 on the CPU and stay where they are.
     """
     if not _native:
         return None
