@@ -13,11 +13,13 @@ def test_recipe_of_ternary_gradients(monkeypatch):
     )
     monkeypatch.setitem(recipe._SETTINGS, "tiny", quick)
     results = {result.id: result for result in recipe.run("tiny", 0)}
-    for workers in (2, 16):
-        for mode in recipe.MODES:
-            row = results[f"{mode}, {workers} workers"]
+    for mode in ("fp16", *recipe.MODES):
+        rows = [results[f"{mode}, {name}"] for name in (2, 16, "mean")]
+        assert rows[2].value == pytest.approx((rows[0].value + rows[1].value) / 2)
+        for row in rows:
             assert row.holds == (row.value <= recipe.LOST)
             assert (row.claim == "no-loss") == (mode == "exact")
+    assert results["everything packed"].value != results["ternary, 16"].value
     assert results["noise ratio"].holds
     assert 5 < results["noise ratio"].value < 50
     # at the second rate everything diverges and counts as guessing
@@ -34,12 +36,10 @@ def test_noise_is_what_the_formula_says():
     """Without a clip: E||g' - g||^2 = sum over layers of s ||g||_1 - ||g||^2."""
     import torch
 
-    from gracile.zoo import build
-
     setting = recipe._SETTINGS["tiny"]
     splits = recipe._world(setting, 0)
     torch.manual_seed(0)
-    model = build(setting.network, splits)
+    model = setting.network(splits)
     images, labels = next(iter(torch.utils.data.DataLoader(splits.train, 512)))
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     layers = [p.grad.flatten().double() for p in model.parameters()]

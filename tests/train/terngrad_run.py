@@ -29,6 +29,7 @@ from gracile.train import (
     fit,
     terngrad_hook,
 )
+from gracile.train.exchange import Exchange
 from gracile.wire.messages import Code, average
 from gracile.wire.parts import Layer, shares
 
@@ -256,15 +257,34 @@ def trained(mode: str, steps: int, **options) -> tuple[Tensor, TernGradState]:
     return train(model, parallel, range(steps)), state
 
 
+def messages_arrive() -> list[bool]:
+    """Announced together and sent one after the other: large ones in turn, small ones at once, some empty."""
+    exchange, found = Exchange(dist.group.WORLD), []
+    sizes = (5, 300_000, 0, 20_000, 1)
+    incoming = [[torch.zeros(size + source) for source in range(RANKS)] for size in sizes]
+    expected = [exchange.expect(messages) for messages in incoming]
+    for phase, size in enumerate(sizes):
+        exchange.send([torch.full((size + RANK,), float(RANK + phase))] * RANKS, expected[phase])
+        others = [(source, x) for source, x in enumerate(incoming[phase]) if source != RANK]
+        found.append(all(bool((x == source + phase).all()) for source, x in others))
+    return found
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     facts: dict[str, object] = {mode: as_in_one_process(mode) for mode in MODES}
+    facts["messages"] = messages_arrive()
     weights = {(mode, mb): trained(mode, 20, bucket_mb=mb)[0] for mode, mb in product(MODES, (25.0, 0.01))}
     facts["alike"] = {mode: alike(weights[mode, 25.0]) for mode in MODES}
     facts["any bucket"] = {mode: torch.equal(weights[mode, 25.0], weights[mode, 0.01]) for mode in MODES}
-    long, state = trained("exact", 200)
-    facts["200 steps"] = {"alike": alike(long), "steps": state.traffic.steps, "step": state.step}
+    for mode in ("exact", "ternary"):  # one rounding, and two
+        long, state = trained(mode, 200)
+        facts[f"200 steps, {mode}"] = {
+            "alike": alike(long),
+            "steps": state.traffic.steps,
+            "step": state.step,
+        }
     again, other = (trained("exact", 20, seed=seed)[0] for seed in (0, 1))
     facts["seed"] = [torch.equal(again, weights["exact", 25.0]), torch.equal(other, weights["exact", 25.0])]
     facts["accumulated"], facts["resumed"], facts["broken"] = accumulated(), resumed(), broken()

@@ -54,9 +54,14 @@ def test_bytes_are_those_of_the_messages(facts, mode):
         assert found[mode]["sent"] == found[mode]["expected"] > 0
 
 
+def test_messages_of_all_sizes_arrive(facts):
+    assert all(found["messages"] == [True] * 5 for found in facts)
+
+
 def test_replicas_stay_identical(facts):
     for found in facts:
-        assert found["200 steps"] == {"alike": True, "steps": 200, "step": 200}
+        for mode in ("exact", "ternary"):
+            assert found[f"200 steps, {mode}"] == {"alike": True, "steps": 200, "step": 200}
         assert found["alike"] == dict.fromkeys(MODES, True)
 
 

@@ -21,6 +21,7 @@ LAYERS = [
     Layer(4, 1, True),
     Layer(9, 2, False),
 ]
+MODES = ("gather", "exact", "four-bit", "ternary", "base3")
 
 
 def gradients(ranks, seed=0):
@@ -50,12 +51,33 @@ def test_exact_is_the_mean_of_what_each_worker_sends(ranks):
         torch.testing.assert_close(found[layer], sum(sent) / ranks)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 5, 8, 16])
 def test_modes_that_carry_the_same_numbers_otherwise(ranks):
     given = gradients(ranks)
     for one, other in (("gather", "exact"), ("base3", "ternary")):
         a, b = (average(given, mode, Random(1)) for mode in (one, other))
         assert all(torch.equal(a[n], b[n]) for n in LAYERS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_buckets_do_not_matter(mode):
+    """All layers at once have the bits of any division of them."""
+    given = gradients(3)
+    whole = average(given, mode, Random(8, step=4))
+    for cut in range(1, len(LAYERS)):
+        for bucket in (LAYERS[:cut], LAYERS[cut:][::-1]):
+            found = average([{n: g[n] for n in bucket} for g in given], mode, Random(8, step=4))
+            assert all(torch.equal(found[n], whole[n]) for n in bucket)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_seed_and_step_decide(mode):
+    given = gradients(3)
+    found = average(given, mode, Random(2, step=6))
+    again = average(given, mode, Random(2, step=6))
+    assert all(torch.equal(found[n], again[n]) for n in LAYERS)
+    for other in (Random(3, step=6), Random(2, step=7)):
+        assert not torch.equal(average(given, mode, other)[LAYERS[0]], found[LAYERS[0]])
 
 
 def test_second_rounding_has_a_scale_of_the_owners_part():
@@ -69,7 +91,7 @@ def test_second_rounding_has_a_scale_of_the_owners_part():
         assert torch.equal(found[span], expected)
 
 
-@pytest.mark.parametrize("mode", ["gather", "exact", "four-bit", "ternary", "base3"])
+@pytest.mark.parametrize("mode", MODES)
 def test_unbiased_where_nothing_is_clipped(mode):
     """The mean over many steps comes nearer to the true one as its standard error says."""
     layer, steps = Layer(2, 1500, True), 300
@@ -81,7 +103,19 @@ def test_unbiased_where_nothing_is_clipped(mode):
     assert float(error.square().mean()) == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("mode", ["gather", "exact", "four-bit", "ternary", "base3"])
+@pytest.mark.parametrize("mode", MODES)
+def test_unbiased_over_a_million_numbers(mode):
+    """Errors have no mean, and none in the direction of the numbers: nothing shrinks, nothing grows."""
+    layer, generator = Layer(2, 1_000_000, True), torch.Generator().manual_seed(5)
+    given = [{layer: torch.randn(layer.numbers, generator=generator)} for _ in range(2)]
+    true = sum(g[layer] for g in given).double() / 2
+    error = average(given, mode, Random(7), clip=None)[layer] - true
+    for direction in (torch.ones_like(true), true, true.sign()):
+        parts = error * direction
+        assert abs(float(parts.mean() / parts.std())) * layer.numbers**0.5 < 4
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_number_that_is_none_breaks_its_layer_alone(mode, broken):
     given, fine = gradients(3), gradients(3)

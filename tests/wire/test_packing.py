@@ -218,3 +218,29 @@ def test_what_does_not_fit_is_refused():
         decode_(x, out, width=13, offset=1, factor=1.0)
     with pytest.raises(ShapeError, match="packed gradients"):
         to_base3_(buffer(160), buffer(160))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_makes_the_same_bits():
+    x = numbers(5000)
+    scale = scaler(x)
+    wanted = [ternary(x, scale, Random(seed, lane=1)) for seed in range(3)]
+    there = x.cuda()
+    assert scaler(there) == pytest.approx(scale, rel=1e-6)
+    found = [torch.empty_like(w, device="cuda") for w in wanted]
+    for seed, out in enumerate(found):
+        ternarize_(out, there, scale, Random(seed, lane=1))
+    assert all(torch.equal(f.cpu(), w) for f, w in zip(found, wanted, strict=True))
+    size = words(len(x)) // 2 * sum_bits(3)
+    sums, mean = torch.empty(size, dtype=torch.int32, device="cuda"), torch.empty_like(there)
+    add_(sums, found)
+    decode_(mean, sums, width=sum_bits(3), offset=3, factor=scale / 3)
+    on_cpu = buffer(size)
+    add_(on_cpu, wanted)
+    assert torch.equal(sums.cpu(), on_cpu)
+    assert torch.equal(mean.cpu(), meant(on_cpu, len(x), sum_bits(3), 3, scale / 3))
+    packed = torch.empty(base3_words(len(wanted[0])), dtype=torch.int32, device="cuda")
+    to_base3_(packed, found[0])
+    again = torch.empty_like(found[0])
+    from_base3_(again, packed)
+    assert torch.equal(again, found[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gracile.algebra.philox import Random
-from gracile.train.exchange import Exchange
+from gracile.train.exchange import Exchange, Expected
 from gracile.wire import decode_, scaler, ternarize_, words
 from gracile.wire.messages import Code, Memory, mean_of_all
 from gracile.wire.modes import Mode
@@ -58,55 +58,92 @@ class Bucket:
         Returns:
             How many layers had numbers that are not finite.
         """
+        coming = self._expect()
         for layer in self.layers if residuals is not None else ():
             if layer.packed and layer.number in residuals:
                 gradients[layer].add_(residuals[layer.number])
-        scales = self._scales(gradients)
+        scales = self._scales(gradients, coming[0])
         own = replace(random, lane=self.exchange.rank)
         if residuals is not None:
             self._keep(gradients, scales, own, residuals)
         if self.mode == "gather":
-            self._gather(gradients, scales, own)
+            self._gather(gradients, scales, own, coming[1])
         else:
-            self._two_phases(gradients, scales, own)
+            self._two_phases(gradients, scales, own, coming[1], coming[2])
         broken = [layer for layer, scale in scales.items() if scale == float("inf")]
         for layer in broken:
             gradients[layer].fill_(float("nan"))
         plain = [gradients[n] for n in self.layers if not n.packed]
         return len(broken) + sum(not bool(x.isfinite().all()) for x in plain)
 
-    def _scales(self, gradients: Gradients) -> dict[Layer, float]:
-        """The largest scale that any rank has, layer by layer."""
-        packed = [layer for layer in self.layers if layer.packed]
-        own = self._floats(len(packed), "own scales")
-        for i, layer in enumerate(packed):
-            own[i] = scaler(gradients[layer], self.clip)
-        all_of = [self._floats(len(packed), "scales", rank) for rank in range(self.exchange.ranks)]
-        all_of[self.exchange.rank] = own
-        self.exchange.all_gather(own, all_of)
-        return dict(zip(packed, torch.stack(all_of).amax(0).tolist(), strict=True))
+    def _expect(self) -> list[Expected]:
+        """Announce all messages of this bucket at once, so that nobody waits until this rank gets to them."""
+        phases = [self._all_scales()]
+        phases += [self._messages()] if self.mode == "gather" else [self._incoming(), self._means()]
+        return [self.exchange.expect(phase) for phase in phases]
 
-    def _gather(self, gradients: Gradients, scales: Mapping[Layer, float], own: Random) -> None:
-        code, share = Code("exact", 1), self.shares[0]
-        messages = [self.memory(code.there(share), "message", rank) for rank in range(self.exchange.ranks)]
-        code.write(messages[self.exchange.rank], share, gradients, scales, own, self.memory)
-        self.exchange.all_gather(messages[self.exchange.rank], messages)
+    def _scales(self, gradients: Gradients, coming: Expected) -> dict[Layer, float]:
+        """The largest scale that any rank has, layer by layer."""
+        all_of = self._all_scales()
+        own = all_of[self.exchange.rank]
+        for i, layer in enumerate(self._packed):
+            own[i] = scaler(gradients[layer], self.clip)
+        self.exchange.send([own] * self.exchange.ranks, coming)
+        return dict(zip(self._packed, torch.stack(all_of).amax(0).tolist(), strict=True))
+
+    def _gather(
+        self, gradients: Gradients, scales: Mapping[Layer, float], own: Random, coming: Expected
+    ) -> None:
+        messages, share = self._messages(), self.shares[0]
+        message = messages[self.exchange.rank]
+        self._code.write(message, share, gradients, scales, own, self.memory)
+        self.exchange.send([message] * self.exchange.ranks, coming)
         mean_of_all(messages, share, gradients, scales)
 
-    def _two_phases(self, gradients: Gradients, scales: Mapping[Layer, float], own: Random) -> None:
-        code, me = Code(self.mode, self.exchange.ranks, self.clip), self.exchange.rank
+    def _two_phases(
+        self,
+        gradients: Gradients,
+        scales: Mapping[Layer, float],
+        own: Random,
+        coming: Expected,
+        coming_back: Expected,
+    ) -> None:
+        code, me = self._code, self.exchange.rank
         outgoing = [self.memory(code.there(share), "to", share.owner) for share in self.shares]
         for message, share in zip(outgoing, self.shares, strict=True):
             code.write(message, share, gradients, scales, own, self.memory)
-        mine = self.shares[me]
-        incoming = [self.memory(code.there(mine), "from", rank) for rank in range(self.exchange.ranks)]
+        self.exchange.send(outgoing, coming)
+        incoming, means = self._incoming(), self._means()
         incoming[me] = outgoing[me]
-        self.exchange.all_to_all(outgoing, incoming)
-        means = [self.memory(code.back(share), "mean of", share.owner) for share in self.shares]
-        code.sum(means[me], mine, incoming, scales, own, self.memory)
-        self.exchange.all_gather(means[me], means)
+        code.sum(means[me], self.shares[me], incoming, scales, own, self.memory)
+        self.exchange.send([means[me]] * self.exchange.ranks, coming_back)
         for message, share in zip(means, self.shares, strict=True):
             code.read(message, share, gradients, scales, self.memory)
+
+    @property
+    def _packed(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.packed]
+
+    @property
+    def _code(self) -> Code:
+        if self.mode == "gather":
+            return Code("exact", 1)
+        return Code(self.mode, self.exchange.ranks, self.clip)
+
+    def _all_scales(self) -> list[Tensor]:
+        size = len(self._packed)
+        return [self.memory(size, "scales", i, dtype=torch.float32) for i in range(self.exchange.ranks)]
+
+    def _messages(self) -> list[Tensor]:
+        size = self._code.there(self.shares[0])
+        return [self.memory(size, "message", rank) for rank in range(self.exchange.ranks)]
+
+    def _incoming(self) -> list[Tensor]:
+        size = self._code.there(self.shares[self.exchange.rank])
+        return [self.memory(size, "from", rank) for rank in range(self.exchange.ranks)]
+
+    def _means(self) -> list[Tensor]:
+        return [self.memory(self._code.back(share), "mean of", share.owner) for share in self.shares]
 
     def _keep(
         self, gradients: Gradients, scales: Mapping[Layer, float], own: Random, residuals: Residuals
@@ -120,9 +157,6 @@ class Bucket:
             ternarize_(packed, x, scale, replace(own, layer=layer.number))
             decode_(kept, packed, width=2, offset=1, factor=scale)
             torch.sub(x, kept, out=kept)
-
-    def _floats(self, size: int, *name: object) -> Tensor:
-        return self.memory(size, *name, dtype=torch.float32)
 
 
 def pieces(buffer: Tensor, gradients: Sequence[Tensor]) -> list[slice]:
