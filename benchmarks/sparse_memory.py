@@ -100,9 +100,7 @@ def child(engine: str, name: str, folder: Path) -> None:
     torch.set_num_threads(1)
     _run(loaded(engine, folder / "tiny", *_ready(tiny(name))))
     before = memory()
-    model = (
-        NETWORKS[name]()[0] if engine == "torch" else nn.Identity()
-    )
+    model = NETWORKS[name]()[0] if engine == "torch" else nn.Identity()
     pair = model, EXAMPLES[name]()
     del model
     call = loaded(engine, folder / "network", *_ready(pair))

@@ -114,6 +114,9 @@ def main(folder: Path) -> None:
     model = network(dropout=0.5, norm=True)
     keep("resumed", model, train(model, Act(), folder=saving))
 
+    with contextlib.suppress(KeyboardInterrupt):
+        train(network(), Act(interrupt=5), folder=Checkpoints(folder / "halves", every=4))
+
     try:
         train(network(), Act(poison=7))
     except GracileError as error:

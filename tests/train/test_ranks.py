@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from gracile import files
-from gracile.errors import UsageError
 from gracile.train import Checkpoints, checkpoint, ranks
 
 SCRIPT = Path(__file__).with_name("ranks_run.py")
@@ -103,12 +102,25 @@ def test_bytes_of_different_lengths_are_gathered(folder):
         assert json.loads((folder / f"gathered-{rank}.json").read_text()) == ["rank 0", "rank 1rank 1"]
 
 
-def test_another_number_of_ranks_cannot_resume(folder, script):
-    assert checkpoint.load(folder / "checkpoints")["standing"]["identity"]["ranks"] == 2
-    with pytest.raises(UsageError, match="ranks 1"):
-        script.train(
-            script.network(0.5, True), script.Act(), folder=Checkpoints(folder / "checkpoints", every=4)
+def test_another_number_of_ranks_goes_on_with_the_same_batches(folder, script):
+    """What two ranks began and one ends, in the middle of an epoch, is what two would have ended."""
+    saved = checkpoint.load(folder / "halves")
+    assert (saved["standing"]["identity"]["ranks"], saved["standing"]["step"]) == (2, 4)
+    weights, (rows, _) = results(folder, "plain")
+    model = script.network()
+    history = script.train(model, script.Act(), folder=Checkpoints(folder / "halves", every=4))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+    for row, epoch in zip(rows, history.epochs, strict=True):
+        assert row == pytest.approx(
+            (epoch.train_loss, epoch.validation.loss, epoch.validation.score), rel=1e-4
         )
+
+
+def test_another_number_of_ranks_draws_numbers_of_its_own(folder, script):
+    model = script.network(0.5, True)
+    script.train(model, script.Act(), folder=Checkpoints(folder / "checkpoints", every=4))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def test_one_process_needs_no_group():

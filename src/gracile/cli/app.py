@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gracile import __version__
-from gracile.cli import bench, compose, papers, reduce, report, train
+from gracile.cli import bench, compose, links, papers, reduce, report, train
 from gracile.errors import GracileError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("reduce")(reduce.command)
 app.command("compose")(compose.command)
 app.command("train")(train.command)
 app.command("bench")(bench.command)
+app.command("links")(links.command)
 app.command("report")(report.command)
 app.add_typer(papers.app, name="papers")
 

@@ -8,8 +8,10 @@ from gracile.cost.calibrate import Convolution, Engine, calibrate, scipy_csr, to
 from gracile.cost.count import Cost, LayerCost, count, tally
 from gracile.cost.crossbars import CrossbarCost, CrossbarLayer, cells, crossbars
 from gracile.cost.environment import Environment, environment
+from gracile.cost.forecast import FORMULA, Forecast, Way, advise, forecast
 from gracile.cost.layers import layer_times
 from gracile.cost.left import macs_left
+from gracile.cost.links import Link, probe
 from gracile.cost.macs import macs
 from gracile.cost.measure import Timing, against, measure, time_on_thread
 from gracile.cost.roofline import Machine, Roof, Roofline, densities, machines, prefers_groups, roofline
@@ -19,13 +21,16 @@ from gracile.cost.target import Program, Target
 from gracile.cost.traffic import Traffic, stored_bytes, traffic
 
 __all__ = [
+    "FORMULA",
     "Convolution",
     "Cost",
     "CrossbarCost",
     "CrossbarLayer",
     "Engine",
     "Environment",
+    "Forecast",
     "LayerCost",
+    "Link",
     "Machine",
     "Program",
     "Roof",
@@ -36,6 +41,8 @@ __all__ = [
     "Target",
     "Timing",
     "Traffic",
+    "Way",
+    "advise",
     "against",
     "calibrate",
     "cells",
@@ -43,12 +50,14 @@ __all__ = [
     "crossbars",
     "densities",
     "environment",
+    "forecast",
     "layer_times",
     "machines",
     "macs",
     "macs_left",
     "measure",
     "prefers_groups",
+    "probe",
     "roofline",
     "scipy_csr",
     "sparse_macs",

@@ -43,6 +43,7 @@ from gracile.train.task import Task, classification, evaluate, language_modeling
 from gracile.train.terngrad import TernGradState, Traffic, terngrad_hook
 from gracile.train.terngrad_fsdp import TernGradReduceScatter
 from gracile.train.terngrad_method import TernGrad
+from gracile.train.throughput import Throughput
 from gracile.train.winners import Winners, insert_after, insert_winners, winner_rates
 from gracile.train.workers import Workers
 
@@ -80,6 +81,7 @@ __all__ = [
     "TernGrad",
     "TernGradReduceScatter",
     "TernGradState",
+    "Throughput",
     "Traffic",
     "Winners",
     "Workers",

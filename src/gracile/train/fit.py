@@ -72,7 +72,8 @@ def fit(
     continues. On one device the result is bit-identical to that of a run that was never
     interrupted (on a GPU as far as its kernels are deterministic, see
     ``torch.use_deterministic_algorithms``; with ``workers`` as far as the data set draws no random
-    numbers inside them).
+    numbers inside them). On another number of ranks it continues with the same batches, but not the same
+    bits.
 
     Args:
         model: called as ``model(input)``.

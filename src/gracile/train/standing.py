@@ -105,6 +105,9 @@ def save(to: Checkpoints, run: Run, methods: Sequence[Method], standing: Standin
 def resume(source: Checkpoints, run: Run, methods: Sequence[Method], standing: Standing) -> None:
     """Take back the newest checkpoint: all of it, or nothing.
 
+    As many ranks as it was written by go on bit for bit. Another number takes the same batches, divided
+    otherwise: sums are rounded otherwise, and random numbers are others.
+
     Raises:
         UsageError: it belongs to a run with other arguments, or to another model.
         FileError: it is damaged.
@@ -123,10 +126,9 @@ def resume(source: Checkpoints, run: Run, methods: Sequence[Method], standing: S
             if weights is not None:
                 _require_fit(source, run.model.state_dict(), weights)
         _require_alike(run.optimizer.state_dict(), state["optimizer"])
-        own = msgspec.json.decode(state["ranks"][run.rank], type=_Own)
+        each = [msgspec.json.decode(part, type=_Own) for part in state["ranks"]]
         _apply(state, run, methods, standing)
-        standing.sums.copy_(torch.tensor(own.sums, dtype=torch.float64))
-        randomness.restore(own.randomness)
+        _share_out(each, run, standing)
     except GracileError:
         undo()
         raise
@@ -160,6 +162,17 @@ class _Own:
 
     randomness: randomness.Randomness
     sums: list[float]
+
+
+def _share_out(each: Sequence[_Own], run: Run, standing: Standing) -> None:
+    """Give this rank its own part of a checkpoint or, when there are now more or fewer, a fair share."""
+    if len(each) == run.ranks:
+        standing.sums.copy_(torch.tensor(each[run.rank].sums, dtype=torch.float64))
+        randomness.restore(each[run.rank].randomness)
+        return
+    sums = torch.tensor([own.sums for own in each], dtype=torch.float64)
+    standing.sums.copy_(sums.mean(0))
+    randomness.seed(randomness.mixed(standing.identity["seed"] % 2**32, run.step, run.ranks, run.rank))
 
 
 def _state(run: Run, methods: Sequence[Method], standing: Standing) -> dict[str, Any]:
@@ -197,7 +210,7 @@ def _apply(state: Mapping[str, Any], run: Run, methods: Sequence[Method], standi
 
 def _require_same(source: Checkpoints, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
     for name, value in now.items():
-        if then.get(name) != value:
+        if name != "ranks" and then.get(name) != value:
             raise UsageError(
                 f"resuming from '{source.folder}'",
                 got=f"{name} {value}",

@@ -69,7 +69,7 @@ class Bucket:
         if self.mode == "gather":
             self._gather(gradients, scales, own, coming[1])
         else:
-            self._two_phases(gradients, scales, own, coming[1], coming[2])
+            self._two_phases(gradients, scales, own, coming[1])
         broken = [layer for layer, scale in scales.items() if scale == float("inf")]
         for layer in broken:
             gradients[layer].fill_(float("nan"))
@@ -77,10 +77,12 @@ class Bucket:
         return len(broken) + sum(not bool(x.isfinite().all()) for x in plain)
 
     def _expect(self) -> list[Expected]:
-        """Announce all messages of this bucket at once, so that nobody waits until this rank gets to them."""
-        phases = [self._all_scales()]
-        phases += [self._messages()] if self.mode == "gather" else [self._incoming(), self._means()]
-        return [self.exchange.expect(phase) for phase in phases]
+        """Announce what comes first, so that nobody waits until this rank gets to it.
+
+        Not the means: who is ahead would send them into the others' first messages, and queues overflow.
+        """
+        first = self._messages() if self.mode == "gather" else self._incoming()
+        return [self.exchange.expect(phase) for phase in (self._all_scales(), first)]
 
     def _scales(self, gradients: Gradients, coming: Expected) -> dict[Layer, float]:
         """The largest scale that any rank has, layer by layer."""
@@ -106,7 +108,6 @@ class Bucket:
         scales: Mapping[Layer, float],
         own: Random,
         coming: Expected,
-        coming_back: Expected,
     ) -> None:
         code, me = self._code, self.exchange.rank
         outgoing = [self.memory(code.there(share), "to", share.owner) for share in self.shares]
@@ -114,6 +115,7 @@ class Bucket:
             code.write(message, share, gradients, scales, own, self.memory)
         self.exchange.send(outgoing, coming)
         incoming, means = self._incoming(), self._means()
+        coming_back = self.exchange.expect(means)
         incoming[me] = outgoing[me]
         code.sum(means[me], self.shares[me], incoming, scales, own, self.memory)
         self.exchange.send([means[me]] * self.exchange.ranks, coming_back)

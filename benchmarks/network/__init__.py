@@ -1,0 +1,1 @@
+"""Several machines on one: network namespaces joined by links of a known rate and latency (root, Linux)."""

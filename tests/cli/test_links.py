@@ -1,0 +1,57 @@
+"""The links command: forecasts on a link that is given, and what it says without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gracile.cli import app
+from gracile.errors import UsageError
+
+LENET = ("--model", "lenet", "--dataset", "digits")
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["links", *map(str, arguments)], catch_exceptions=False)
+
+
+def advice(output: str) -> dict[int, str]:
+    """The way that is advised for each number of machines."""
+    lines = output.split("What to take")[1].splitlines()
+    rows = [line.split() for line in lines]
+    return {int(row[0]): row[1] for row in rows if row and row[0].isdigit()}
+
+
+def test_slow_links_want_few_bits_and_fast_ones_do_not():
+    slow = run(*LENET, "--mbit", 1, "--machines", "2,64")
+    assert slow.exit_code == 0
+    assert set(advice(slow.output)) == {2, 64}
+    assert "fp32" not in advice(slow.output).values()
+    fast = run(*LENET, "--mbit", 1e6, "--ms", 0, "--machines", "2,64")
+    assert set(advice(fast.output).values()) == {"fp32"}
+    assert "communication = exchanges" in slow.output
+
+
+def test_one_process_needs_the_rate():
+    with pytest.raises(UsageError, match="no --mbit"):
+        run(*LENET)
+
+
+def test_under_torchrun_the_link_is_measured():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    call = "from gracile.cli import app; app()"
+    done = subprocess.run(
+        [*command, "--no-python", sys.executable, "-c", call, "links", *LENET, "--machines", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("What to take") == 1  # rank 0 speaks
