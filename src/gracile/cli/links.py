@@ -29,6 +29,9 @@ def command(
         float | None, typer.Option(help="Rate of the links, megabits a second; by default measured.")
     ] = None,
     ms: Annotated[float, typer.Option(help="Latency one way, milliseconds; with --mbit.", min=0)] = 0.1,
+    compute: Annotated[
+        float | None, typer.Option(help="Seconds of a step on one machine; by default measured here.")
+    ] = None,
     machines: Annotated[
         str, typer.Option(help="Numbers of machines, separated by commas.")
     ] = "2,4,8,16,32,64,128,256,512",
@@ -39,8 +42,8 @@ def command(
 ) -> None:
     """Forecast a training step on many machines: fp32, fp16, PowerSGD, and TernGrad's modes.
 
-    The time to compute is measured here. Links are measured in ten seconds where torchrun has started several
-    processes, or taken from --mbit and --ms.
+    The time to compute is measured here, or taken from --compute. Links are measured in ten seconds where
+    torchrun has started several processes, or taken from --mbit and --ms.
 
     Example: gracile links --model resnet20 --dataset cifar10 --mbit 1000 --ms 0.1
 
@@ -50,7 +53,7 @@ def command(
     counts = options.numbers(machines)
     network, splits, task, recipe = options.prepare(model, None, dataset, data, seed)
     link, rank = _link(mbit, ms)
-    computing = _step_s(network, splits, task, batch_size)
+    computing = _step_s(network, splits, task, batch_size) if compute is None else compute
     if rank == 0:
         title = f"{recipe.model} on {recipe.dataset}, {batch_size} samples on each machine"
         console(title, _sections(network, link, computing, counts, overlap))
@@ -59,9 +62,10 @@ def command(
 
 def _link(mbit: float | None, ms: float) -> tuple[Link, int]:
     """The link that was given or measured, and which rank this is."""
-    if mbit is not None:
-        return Link.of(mbit, ms), 0
+    given = None if mbit is None else Link.of(mbit, ms)
     rank, world = ranks.join(torch.device("cpu"))
+    if given is not None:
+        return given, rank
     if world < 2:
         raise UsageError(
             "forecasting a step",

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from gracile.algebra import Lasso, Term
-from gracile.cli import options
+from gracile.cli import links, options
 from gracile.files import write_json, write_tensors
 from gracile.graph import watch
 from gracile.train import JsonLines, Structure, constant, cosine, fit, step
@@ -58,6 +58,10 @@ def command(
             help="Stop after this many epochs without a better validation score; by default never.", min=1
         ),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Train nothing: say what gracile links says, on the links measured."),
+    ] = False,
     seed: options.Seed = 0,
     output: options.Output = Path("runs/train"),
 ) -> None:
@@ -69,6 +73,9 @@ def command(
 
     Example: gracile train --model resnet20 --dataset cifar10 --epochs 60 -o runs/resnet20
     """
+    if probe:
+        links.command(model=model, dataset=dataset, data=data, batch_size=batch_size, seed=seed)
+        return
     console = Console()
     network, splits, task, recipe = options.prepare(model, weights, dataset, data, seed)
     example = splits.train[0][0].unsqueeze(0)
