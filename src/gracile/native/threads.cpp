@@ -2,18 +2,24 @@
 //
 // Who waits looks for some microseconds and then sleeps. Layers follow each other closely, and to wake a sleeper
 // takes as long as half a layer; but on a machine with more work than cores a thread that looks for long takes the
-// core from the one it waits for. Tasks are handed out by a counter; which thread does which changes nothing in
+// core from the one it waits for. A worker that last ran where the caller runs now is sent elsewhere: threads that
+// sleep often are not spread out by every scheduler, and it would come when all is done. Tasks are handed out by a counter; which thread does which changes nothing in
 // the result.
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <mutex>
 #include <new>
 #include <thread>
-#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
 #endif
 
 #include "kernel.h"
@@ -40,6 +46,21 @@ void look(Seen seen) {
     }
 }
 
+#if defined(__linux__)
+int here() { return sched_getcpu(); }
+
+// Let a thread run on all processors that this one may use, but not on this one.
+void send_away(std::thread& thread, int from) {
+    cpu_set_t allowed;
+    if (from < 0 || from >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    CPU_CLR(static_cast<std::size_t>(from), &allowed);
+    if (CPU_COUNT(&allowed) > 0) pthread_setaffinity_np(thread.native_handle(), sizeof allowed, &allowed);
+}
+#else
+int here() { return -1; }
+void send_away(std::thread&, int) {}
+#endif
+
 struct Job {
     void (*task)(void*, int);
     void* context;
@@ -64,15 +85,21 @@ class Pool {
             over_ = true;
         }
         wake_.notify_all();
-        for (auto& thread : threads_) thread.join();
+        for (auto& worker : workers_) worker.thread.join();
     }
 
     void run(Job& job, int threads) {
         std::lock_guard<std::mutex> turn(turn_);  // one call at a time has the workers
         {
             std::lock_guard<std::mutex> hold(lock_);
-            while (static_cast<int>(threads_.size()) < threads - 1)
-                threads_.emplace_back([this, number = static_cast<int>(threads_.size())] { loop(number); });
+            while (static_cast<int>(workers_.size()) < threads - 1) {
+                const int number = static_cast<int>(workers_.size());
+                Worker& added = workers_.emplace_back();
+                added.thread = std::thread([this, &added, number] { loop(added, number); });
+            }
+            const int mine = here();
+            for (int i = 0; i < threads - 1; ++i)
+                if (mine >= 0 && workers_[i].last == mine) send_away(workers_[i].thread, mine);
             job_ = &job, wanted_ = threads - 1, ++call_;
         }
         wake_.notify_all();
@@ -87,9 +114,15 @@ class Pool {
     }
 
    private:
-    void loop(int number) {
+    struct Worker {
+        std::thread thread;
+        std::atomic<int> last{-1};  // processor that it ran on
+    };
+
+    void loop(Worker& self, int number) {
         for (std::uint64_t seen = 0;;) {
             look([&] { return call_ != seen; });
+            self.last = here();
             std::unique_lock<std::mutex> hold(lock_);
             wake_.wait(hold, [&] { return over_ || (job_ && call_ != seen && number < wanted_); });
             if (over_) return;
@@ -105,7 +138,7 @@ class Pool {
 
     std::mutex turn_, lock_;
     std::condition_variable wake_, idle_;
-    std::vector<std::thread> threads_;
+    std::deque<Worker> workers_;  // which do not move
     Job* job_ = nullptr;
     int wanted_ = 0;
     std::atomic<int> busy_{0};  // written under the lock, looked at without
