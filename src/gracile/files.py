@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import safetensors
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from gracile.errors import FileError
@@ -104,9 +104,28 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileError: the file is missing, truncated, or not safetensors.
     """
+    return _tensors(path, lambda: load(_content(path)))
+
+
+def map_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The same, but numbers come from the file when they are touched, which takes memory once, not twice.
+
+    For files that are replaced (as all functions here do) and never written to while they are in use.
+
+    Raises:
+        FileError: as :func:`read_tensors` does.
+    """
     try:
-        return load(_content(path))
-    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
+        Path(path).open("rb").close()  # safetensors says little about what cannot be opened
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return _tensors(path, lambda: load_file(path))
+
+
+def _tensors(path: str | Path, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    try:
+        return read()
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, OverflowError) as error:
         raise FileError(
             f"reading '{path}'",
             got=f"a damaged file ({error})",
@@ -119,12 +138,16 @@ def _content(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
-        raise FileError(
-            f"reading '{path}'",
-            got=getattr(error, "strerror", None) or str(error),
-            expected="a readable file",
-            hint="check the path",
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: OSError | ValueError) -> FileError:
+    return FileError(
+        f"reading '{path}'",
+        got=getattr(error, "strerror", None) or str(error),
+        expected="a readable file",
+        hint="check the path",
+    )
 
 
 def _decode(path: str | Path, decode: Any, type: type[T], language: str) -> T:

@@ -24,41 +24,46 @@ class Windows {
 
     // Rows in this order, `lanes` at a time; (outputs, inputs) weights.
     Windows(const float* weight, const std::vector<int>& order, int inputs) {
-        std::vector<std::uint8_t> at;
-        std::vector<float> weights;
-        std::size_t nonzeros = 0;
-        starts_.push_back(0);
-        for (std::size_t first = 0; first < order.size(); first += lanes) {
-            const int rows = static_cast<int>(std::min<std::size_t>(lanes, order.size() - first));
-            std::vector<std::vector<int>> columns(lanes);
-            for (int r = 0; r < rows; ++r) {
-                const float* const row = weight + static_cast<std::ptrdiff_t>(order[first + r]) * inputs;
-                for (int i = inputs - 1; i >= 0; --i)
-                    if (row[i] != 0.0f) columns[r].push_back(i);  // the next one stands last
-                nonzeros += columns[r].size();
+        std::size_t nonzeros = 0, slots = 0;
+        // counted first, so that packing takes no more memory than what is packed
+        for (const bool counting : {true, false}) {
+            if (!counting) {
+                at_ = aligned<std::uint8_t>(slots), weights_ = aligned<float>(slots);
+                bases_.reserve(slots / lanes);
+                starts_.push_back(0);
             }
-            for (;;) {
-                int next = inputs;
-                for (const auto& some : columns) next = some.empty() ? next : std::min(next, some.back());
-                if (next == inputs) break;
-                const int base = next / grid * grid;
-                bases_.push_back(base);
-                for (int r = 0; r < lanes; ++r) {
-                    const bool takes = !columns[r].empty() && columns[r].back() < base + reach;
-                    at.push_back(static_cast<std::uint8_t>(takes ? columns[r].back() - base : 0));
-                    weights.push_back(
-                        takes ? weight[static_cast<std::ptrdiff_t>(order[first + r]) * inputs + columns[r].back()] : 0.0f);
-                    if (takes) columns[r].pop_back();
+            std::size_t slot = 0;
+            for (std::size_t first = 0; first < order.size(); first += lanes) {
+                const int rows = static_cast<int>(std::min<std::size_t>(lanes, order.size() - first));
+                std::vector<std::vector<int>> columns(lanes);
+                for (int r = 0; r < rows; ++r) {
+                    const float* const row = weight + static_cast<std::ptrdiff_t>(order[first + r]) * inputs;
+                    for (int i = inputs - 1; i >= 0; --i)
+                        if (row[i] != 0.0f) columns[r].push_back(i);  // the next one stands last
+                    if (counting) nonzeros += columns[r].size();
                 }
+                for (;; slot += lanes) {
+                    int next = inputs;
+                    for (const auto& some : columns) next = some.empty() ? next : std::min(next, some.back());
+                    if (next == inputs) break;
+                    const int base = next / grid * grid;
+                    if (!counting) bases_.push_back(base);
+                    for (int r = 0; r < lanes; ++r) {
+                        const bool takes = !columns[r].empty() && columns[r].back() < base + reach;
+                        if (!counting) {
+                            at_.get()[slot + r] = static_cast<std::uint8_t>(takes ? columns[r].back() - base : 0);
+                            weights_.get()[slot + r] =
+                                takes ? weight[static_cast<std::ptrdiff_t>(order[first + r]) * inputs + columns[r].back()] : 0.0f;
+                        }
+                        if (takes) columns[r].pop_back();
+                    }
+                }
+                if (!counting) starts_.push_back(static_cast<std::int64_t>(bases_.size()));
             }
-            starts_.push_back(static_cast<std::int64_t>(bases_.size()));
+            slots = slot;
         }
-        bases_.shrink_to_fit();
-        at_ = aligned<std::uint8_t>(at.size()), weights_ = aligned<float>(weights.size());
-        std::copy(at.begin(), at.end(), at_.get());
-        std::copy(weights.begin(), weights.end(), weights_.get());
-        filled_ = weights.empty() ? 0.0 : static_cast<double>(nonzeros) / static_cast<double>(weights.size());
-        bytes_ = weights.size() * (sizeof(float) + 1) + bases_.size() * sizeof(std::int32_t) +
+        filled_ = slots ? static_cast<double>(nonzeros) / static_cast<double>(slots) : 0.0;
+        bytes_ = slots * (sizeof(float) + 1) + bases_.size() * sizeof(std::int32_t) +
                  starts_.size() * sizeof(std::int64_t);
     }
 

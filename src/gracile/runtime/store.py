@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from gracile.cost import Cost, LayerCost
 from gracile.errors import FileError, GracileError, UsageError
-from gracile.files import read_json, read_tensors, sha256_of, write_json, write_tensors
+from gracile.files import map_tensors, read_json, sha256_of, write_json, write_tensors
 from gracile.reduce.copies import duplicate
-from gracile.runtime.choose import Search, choose
 from gracile.runtime.composed import Composed
-from gracile.runtime.layers import Layer
+from gracile.runtime.layers import Chosen, Layer
 from gracile.runtime.listing import Listing, listed, unlisted
 from gracile.runtime.onnx import OnnxProgram, OnnxRuntime
 from gracile.runtime.plan import COMPOSED, Plan, checked
-from gracile.runtime.sizes import sizes_for
 from gracile.runtime.trace import Traced
 from gracile.runtime.whole import Whole
 
@@ -132,7 +130,7 @@ def restore(folder: str | Path, model: nn.Module | None) -> Stored:
             expected=f"one of the class that was compiled: {plan.runs} was faster, and runs the model's code",
         )
     weights = _weights(folder, header.sha256)
-    tensors = read_tensors(weights)
+    map_tensors(weights)  # says what is wrong with a damaged file
     if sha256_of(weights) != header.sha256:
         raise _wrong(weights, "other content than was written", f"SHA-256 {header.sha256}")
     try:
@@ -140,7 +138,7 @@ def restore(folder: str | Path, model: nn.Module | None) -> Stored:
             msgspec.convert(row | {"macs": math.nan if row.get("macs") is None else row["macs"]}, LayerCost)
             for row in header.full
         )
-        run, bound = _runner(folder, plan, tensors, header.listing, model)
+        run, bound = _runner(folder, plan, weights, header.listing, model)
     except FileError:
         raise
     except (GracileError, msgspec.ValidationError) as error:
@@ -153,17 +151,17 @@ def _digest(plan: Plan, full: list[dict[str, Any]], listing: Listing | None) -> 
 
 
 def _runner(
-    folder: Path, plan: Plan, tensors: dict[str, Tensor], listing: Listing | None, model: nn.Module | None
+    folder: Path, plan: Plan, weights: Path, listing: Listing | None, model: nn.Module | None
 ) -> tuple[Runner, str]:
     if plan.runs == COMPOSED:
         if listing is None:
             raise _wrong(folder / HEADER, "no operators", "those of the program")
-        return _composed(folder, plan, tensors, unlisted(listing))
+        return _composed(folder, plan, weights, unlisted(listing))
     if plan.runs == "ONNX Runtime":
         onnx = OnnxRuntime(plan.threads).load(folder / DENSE)
         return onnx, onnx.report()["batch"].partition("fixed: ")[2]
     assert model is not None  # restore saw to it
-    copy = duplicate(model)
+    tensors, copy = map_tensors(weights), duplicate(model)
     own = {name: x for name, x in copy.state_dict().items() if isinstance(x, Tensor)}
     _compare(folder, tensors, own)
     for name, tensor in tensors.items():
@@ -171,7 +169,8 @@ def _runner(
     return Whole(copy, plan.runs == "torch channels-last"), ""
 
 
-def _composed(folder: Path, plan: Plan, tensors: dict[str, Tensor], traced: Traced) -> tuple[Composed, str]:
+def _composed(folder: Path, plan: Plan, weights: Path, traced: Traced) -> tuple[Composed, str]:
+    tensors = map_tensors(weights)
     nodes = [node for node in traced.graph.nodes if isinstance(node.target, Layer)]
     wanted = dict(traced.constants)
     named: dict[str, Any] = {}
@@ -183,17 +182,15 @@ def _composed(folder: Path, plan: Plan, tensors: dict[str, Tensor], traced: Trac
         ]
         wanted |= named[layer.name][0] | named[layer.name][1]
     _compare(folder, tensors, wanted)
-    traced.constants.update({name: tensors[name] for name in traced.constants})
-    for node in nodes:
-        layer = node.target
-        node.target = layer.holding(*([tensors[name] for name in part] for part in named[layer.name]))
+    traced.constants.update({name: tensors[name].clone() for name in traced.constants})
     if set(plan.kernels) != set(named):
         differ = sorted(set(plan.kernels) ^ set(named))
         raise _wrong(
             folder / HEADER, f"layers that only one side has: {', '.join(differ[:4])}", "the same layers"
         )
     try:
-        choose(nodes, sizes_for(traced), Search(plan.threads, 5, None, plan.kernels))
+        for node in nodes:
+            node.target = _packed(node.target, plan, *named[node.target.name], weights)
         run = Composed(traced, plan.threads)
         run.rehearse()
     except GracileError:
@@ -201,6 +198,16 @@ def _composed(folder: Path, plan: Plan, tensors: dict[str, Tensor], traced: Trac
     except Exception as error:  # whatever torch makes of operators that do not fit together
         raise _wrong(folder / HEADER, f"what cannot be run ({error!s:.200})", "a program") from error
     return run, traced.bound
+
+
+def _packed(layer: Layer, plan: Plan, named: Any, biases: Any, weights: Path) -> Chosen:
+    """The layer with its numbers packed.
+
+    Every layer maps the file anew, and lets go of it: so one layer at a time is in memory with its zeros.
+    """
+    tensors = map_tensors(weights)
+    full = layer.holding([tensors[name] for name in named], [tensors[name].clone() for name in biases])
+    return Chosen(layer, full.kernels()[plan.kernels[layer.name]](), full.biases)
 
 
 def _compare(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -161,11 +161,12 @@ def plain(what: str, tensor: Tensor, dims: int) -> Tensor:
             expected="float32 on the CPU, strided",
             hint=f"{what}.to('cpu', torch.float32)",
         )
-    if not tensor.isfinite().all():
+    tensor = tensor.detach().contiguous()
+    if not finite(tensor):
         raise UsageError(
             "packing a sparse layer", got=f"{what} with NaN or infinity", expected="finite numbers"
         )
-    return tensor.detach().contiguous()
+    return tensor
 
 
 def _require(what: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
