@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -319,3 +320,18 @@ def test_claims_are_measured_by_dense_engines() -> None:
     )
     assert found.baseline == ("a", "torch")
     assert len(found.rows) == 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="an optional extra: openvino")
+def test_openvino_leaves_the_signal_stack_as_it_was():
+    """In a process of its own: other tests may have exchanged it before."""
+    program = (
+        "import faulthandler, torch; faulthandler.enable()\n"
+        "from gracile.runtime import engines\n"
+        "from gracile.runtime.signal_stack import signal_stack\n"
+        "before, x = bytes(signal_stack()), torch.ones(1, 1, 8, 8)\n"
+        "call = engines(('OpenVINO',)).present[0].prepare(torch.nn.Conv2d(1, 4, 3).eval(), x)\n"
+        "call(x); assert bytes(signal_stack()) == before, 'prepared'\n"
+        "del call; assert bytes(signal_stack()) == before, 'gone'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

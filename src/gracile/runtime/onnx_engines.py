@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from gracile.errors import ShapeError
 from gracile.runtime.engines import Call, Engine
 from gracile.runtime.session import exported, names, recorded, start
+from gracile.runtime.signal_stack import signal_stack_kept
 
 _CPU = ("cpu", 0)
 
@@ -98,7 +99,8 @@ class OpenVino(OnnxEngine):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
+        with signal_stack_kept():
+            request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
         tensors = pytree.tree_leaves(example)
 
         def bind(given: Sequence[Tensor]) -> None:

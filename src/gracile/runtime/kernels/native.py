@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -76,9 +76,12 @@ def mean(x: Tensor, out: Tensor, instruction_set: str | None = None) -> Callable
     """
     if not _native:
         return None
-    pixels = math.prod(x.shape[-2:])
-    addresses = (x.data_ptr(), out.data_ptr())
-    return partial(_native.mean, instruction_set or instruction_sets()[-1], *addresses, out.numel(), pixels)
+    name, pixels = instruction_set or instruction_sets()[-1], math.prod(x.shape[-2:])
+
+    def call() -> None:  # which keeps the tensors that the addresses are of
+        _native.mean(name, x.data_ptr(), out.data_ptr(), out.numel(), pixels)
+
+    return call
 
 
 def peak(instruction_set: str, steps: int) -> float:
