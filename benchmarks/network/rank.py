@@ -154,6 +154,7 @@ def _found(
         "parameters": sum(p.numel() for p in network().parameters()),
         "latency_s": link.latency_s,
         "bytes_per_s": link.bytes_per_s,
+        "packing_s": link.packing_s,
         "rounds": rounds,
         "compute_s": median(took[SILENT]),
         "ways": ways,

@@ -55,7 +55,7 @@ def measure(ranks: int, rate: str | None, delay_ms: float, ways: list[str], seco
 def compare(ranks: int, figures: dict[str, Any]) -> None:
     """Add to every way what share of fp32's it takes, and what the model forecasts from the probed link."""
     shapes = [tuple(p.shape) for p in rank.network().parameters()]
-    link = Link(figures["latency_s"], figures["bytes_per_s"])
+    link = Link(figures["latency_s"], figures["bytes_per_s"], figures["packing_s"])
     plain = figures["ways"].get("fp32")
     for found in figures["ways"].values():
         (expected,) = forecast(

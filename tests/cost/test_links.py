@@ -28,7 +28,7 @@ import torch.distributed as dist
 from gracile.cost import probe
 dist.init_process_group("gloo")
 link = probe(limit_s=1.0)
-print(json.dumps([link.latency_s, link.bytes_per_s]), flush=True)
+print(json.dumps([link.latency_s, link.bytes_per_s, link.packing_s]), flush=True)
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -114,7 +114,9 @@ def test_numbers_out_of_range_are_refused(bad):
         forecast(**arguments)
 
 
-@pytest.mark.parametrize("numbers", [(-1.0, 1.0), (0.0, 0.0), (math.nan, 1.0), (0.0, math.inf)])
+@pytest.mark.parametrize(
+    "numbers", [(-1.0, 1.0), (0.0, 0.0), (math.nan, 1.0), (0.0, math.inf), (0.0, 1.0, math.nan)]
+)
 def test_links_that_cannot_be_are_refused(numbers):
     with pytest.raises(UsageError, match="latency_s"):
         Link(*numbers)
@@ -140,3 +142,4 @@ def test_ranks_find_the_same_link():
     assert first == second
     assert 0 < first[0] < 1
     assert first[1] > 1e6
+    assert 1e-11 < first[2] < 1e-5  # from a wide machine's to the twin's on a busy one

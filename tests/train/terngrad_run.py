@@ -29,7 +29,7 @@ from gracile.train import (
     fit,
     terngrad_hook,
 )
-from gracile.train.exchange import Exchange
+from gracile.train.exchange import Exchange, Expected
 from gracile.wire.messages import Code, average
 from gracile.wire.parts import Layer, shares
 
@@ -259,15 +259,29 @@ def trained(mode: str, steps: int, **options) -> tuple[Tensor, TernGradState]:
 
 def messages_arrive() -> list[bool]:
     """Announced together and sent one after the other: large ones in turn, small ones at once, some empty."""
-    exchange, found = Exchange(dist.group.WORLD), []
+    exchange = Exchange(dist.group.WORLD)
     sizes = (5, 300_000, 0, 20_000, 1)
     incoming = [[torch.zeros(size + source) for source in range(RANKS)] for size in sizes]
     expected = [exchange.expect(messages) for messages in incoming]
-    for phase, size in enumerate(sizes):
-        exchange.send([torch.full((size + RANK,), float(RANK + phase))] * RANKS, expected[phase])
-        others = [(source, x) for source, x in enumerate(incoming[phase]) if source != RANK]
-        found.append(all(bool((x == source + phase).all()) for source, x in others))
-    return found
+    return [phase_arrives(exchange, *each) for each in zip(expected, incoming, sizes, strict=True)]
+
+
+def phase_arrives(exchange: Exchange, expected: Expected, incoming: list[Tensor], size: int) -> bool:
+    """What is sent is written when its turn comes, and read once it is there."""
+    outgoing = [torch.zeros(size + RANK) for _ in range(RANKS)]
+    written: list[int] = []
+    seen: dict[int, bool] = {}
+
+    def write(to: int) -> None:
+        outgoing[to].fill_(RANK + 10 * to)
+        written.append(to)
+
+    def read(source: int) -> None:
+        seen[source] = bool((incoming[source] == source + 10 * RANK).all())
+
+    exchange.send(outgoing, expected, write, read)
+    others = [(RANK + shift) % RANKS for shift in range(1, RANKS)]
+    return written == others and list(seen) == others[::-1] and all(seen.values())
 
 
 def main(folder: Path) -> None:

@@ -169,7 +169,7 @@ def test_buffers_are_made_once():
 
 class Link:
     def __init__(self, latency_s, bytes_per_s):
-        self.latency_s, self.bytes_per_s = latency_s, bytes_per_s
+        self.latency_s, self.bytes_per_s, self.packing_s = latency_s, bytes_per_s, 0.6e-9
 
 
 def test_ratios_of_the_study():

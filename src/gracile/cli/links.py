@@ -107,7 +107,8 @@ def _sections(
         advice.append((count, chosen.way, gain, sent, f"{chosen.speedup:.1f}×"))
     numbers = sum(p.numel() for p in network.parameters())
     said = (
-        f"Link: {si(link.bytes_per_s * 8, 'bit/s')}, latency {si(link.latency_s, 's')}. "
+        f"Link: {si(link.bytes_per_s * 8, 'bit/s')}, latency {si(link.latency_s, 's')}, "
+        f"packing {si(1e6 * link.packing_s, 's')} for a million numbers. "
         f"Computing: {si(computing, 's')} a step. {numbers:,} parameters."
     )
     columns = ("N", "advice", "faster than fp32", "MB sent", "N machines over one")

@@ -71,7 +71,7 @@ class TernGradState:
             rounded a second time, only the first rounding is made up for.
         site: ranks of one site, which follow each other. Within a site single precision is sent, packed
             numbers between sites.
-        link: between ranks (or sites), for ``auto``: anything with ``latency_s`` and ``bytes_per_s``.
+        link: between ranks (or sites), for ``auto``: see :mod:`gracile.cost.links`.
         seed: of the random numbers.
 
     Attributes:

@@ -109,18 +109,23 @@ class Bucket:
         own: Random,
         coming: Expected,
     ) -> None:
-        code, me = self._code, self.exchange.rank
-        outgoing = [self.memory(code.there(share), "to", share.owner) for share in self.shares]
-        for message, share in zip(outgoing, self.shares, strict=True):
-            code.write(message, share, gradients, scales, own, self.memory)
-        self.exchange.send(outgoing, coming)
+        code, me, shares = self._code, self.exchange.rank, self.shares
+        outgoing = [self.memory(code.there(share), "to", share.owner) for share in shares]
         incoming, means = self._incoming(), self._means()
-        coming_back = self.exchange.expect(means)
         incoming[me] = outgoing[me]
-        code.sum(means[me], self.shares[me], incoming, scales, own, self.memory)
-        self.exchange.send([means[me]] * self.exchange.ranks, coming_back)
-        for message, share in zip(means, self.shares, strict=True):
-            code.read(message, share, gradients, scales, self.memory)
+
+        def write(rank: int) -> None:
+            code.write(outgoing[rank], shares[rank], gradients, scales, own, self.memory)
+
+        def read(rank: int) -> None:
+            code.read(means[rank], shares[rank], gradients, scales, self.memory)
+
+        self.exchange.send(outgoing, coming, write)
+        coming_back = self.exchange.expect(means)
+        write(me)
+        code.sum(means[me], shares[me], incoming, scales, own, self.memory)
+        self.exchange.send([means[me]] * self.exchange.ranks, coming_back, read=read)
+        read(me)
 
     @property
     def _packed(self) -> list[Layer]:

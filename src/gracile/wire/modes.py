@@ -25,8 +25,10 @@ WORTH = 1.2
 EXACT_UP_TO = 16
 """Ranks; beyond, sums take so many bits that the mean is rounded."""
 
+PACKING_S = 0.6e-9
+"""Seconds to pack and unpack a number in few bits: compiled, on a core of its own."""
+
 _SECONDS = {"fp32": 0.0, "fp16": 2.6e-9}
-_TERNARY_SECONDS = 0.6e-9  # a number, to pack and unpack it: compiled, on one core
 
 
 class Wire(Protocol):
@@ -39,6 +41,10 @@ class Wire(Protocol):
     @property
     def bytes_per_s(self) -> float:
         """Bytes a second in one direction."""
+
+    @property
+    def packing_s(self) -> float:
+        """Seconds that a machine takes to pack and unpack a number in few bits."""
 
 
 def bytes_sent(mode: Mode, numbers: int, ranks: int) -> float:
@@ -90,7 +96,7 @@ def seconds(mode: Mode, numbers: int, ranks: int, link: Wire, exchanges: int = 1
         link: between any two of them.
         exchanges: into how many buckets the gradients are divided.
     """
-    packing = numbers * _SECONDS.get(mode, _TERNARY_SECONDS)
+    packing = numbers * _SECONDS.get(mode, link.packing_s)
     wire = bytes_sent(mode, numbers, ranks) / link.bytes_per_s
     return exchanges * rounds(mode, ranks) * link.latency_s + wire + packing
 
