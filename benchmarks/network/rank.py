@@ -28,10 +28,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gracile.cost import Link, probe
 from gracile.train import TernGradState, terngrad_hook
+from gracile.train.exchange import Exchange
 
 SILENT = "silent"
 """A step that averages nothing."""
 BATCH = 4
+PART = 2 << 20
+"""Bytes that every rank sends to every other, to see what sending all at once costs."""
 
 _SENT = Path("/sys/class/net/eth0/statistics/tx_bytes")
 _FEWEST, _MOST = 3, 15  # rounds
@@ -68,7 +71,9 @@ class Trainer:
 
     def __init__(self, ways: list[str], link: Link) -> None:
         torch.manual_seed(0)
-        self._model = DistributedDataParallel(network())
+        # PowerSGD's hook hangs or aborts on gloo with more than one bucket (torch 2.13).
+        one_bucket = {"bucket_cap_mb": 1024} if "powersgd" in ways else {}
+        self._model = DistributedDataParallel(network(), **one_bucket)
         self.states = {
             way: TernGradState(self._model, mode="auto" if way == "auto" else way, link=link)  # type: ignore[arg-type]
             for way in ways
@@ -108,6 +113,7 @@ def main(ways: list[str], seconds: float) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     link = probe(limit_s=6)
+    alone = {"all_to_all_s": _all_to_all(scheduled=True), "at_once_s": _all_to_all(scheduled=False)}
     trainer = Trainer(ways, link)
     for way in (*ways, *ways):  # connections, threads and memory; DDP sorts its buckets after the first step
         trainer.step(way)
@@ -122,9 +128,29 @@ def main(ways: list[str], seconds: float) -> None:
             if way != SILENT:
                 sent[way].append(out)
         rounds += 1
-    print(json.dumps(_found(trainer, link, _slowest(took), sent, before)), flush=True)
+    print(json.dumps(_found(trainer, link, _slowest(took), sent, before) | alone), flush=True)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _all_to_all(scheduled: bool) -> float:
+    """Seconds in which every rank sends a part to every other, of the slowest rank; median of some."""
+    ranks = dist.get_world_size()
+    exchange = Exchange(dist.group.WORLD)
+    outgoing, incoming = (list(torch.zeros(ranks, PART // 4).unbind()) for _ in range(2))
+    together = [torch.zeros(ranks * PART // 4) for _ in range(2)]
+    times = []
+    for _ in range(7):
+        dist.barrier()
+        began = time.perf_counter()
+        if scheduled:
+            exchange.all_to_all(outgoing, incoming)
+        else:
+            dist.all_to_all_single(*together)
+        slowest = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        times.append(float(slowest))
+    return median(times)
 
 
 def _found(
