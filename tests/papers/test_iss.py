@@ -198,7 +198,9 @@ def test_recipe_of_ess_on_a_few_epochs(monkeypatch) -> None:
     assert results["lost"].value == pytest.approx(results["dense"].value - results["reduced"].value)
     left = [results[f"{name} {layer}"].value for name in ("cells", "projections") for layer in (1, 2)]
     total = 12 + 10 + 6 + 5
-    assert results["groups"].value == pytest.approx(100 * (1 - sum(left) / total))
+    gone = results["groups"].value * total / 100
+    spared = sum(n == 1 for n in left)  # where all are dead, one stays
+    assert total - sum(left) - 1e-9 < gone < total - sum(left) + spared + 1e-9
     assert results["groups"].value > 0
     assert results["groups"].holds == (results["groups"].value >= 60 and results["lost"].value <= 1.5)
     assert results["equality"].holds

@@ -320,8 +320,9 @@ def test_reduced_models_are_ordinary(name: str, tmp_path: object) -> None:
         (small(example) - 1).square().sum().backward()
     assert all(p.grad is not None for p in small.parameters())
     optimizer.step()
-    assert all(
-        not torch.equal(a, b) or not b.grad.any() for a, b in zip(before, small.parameters(), strict=True)
+    assert all(  # but for biases in front of a norm, whose gradients are rounding
+        not torch.equal(a, b) or b.grad.abs().max() < 1e-12
+        for a, b in zip(before, small.parameters(), strict=True)
     )
 
 

@@ -312,7 +312,7 @@ def test_settings_out_of_range():
 
 def allocations(program, *inputs):
     """Bytes of every tensor that torch allots during one call, by its own account; without single numbers."""
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         program(*inputs)
     waiting, found = list(profile.profiler.kineto_results.experimental_event_tree()), []
     while waiting:

@@ -137,7 +137,7 @@ def test_the_floor_decides_how_many_go():
     without = train(free, reach, epochs=10)
     floor = Floor(0.9, classification())
     careful = Reach(blocks(held)[1], 0.97, floor=floor)
-    within = train(held, careful, epochs=10)
+    within = train(held, careful, epochs=16)
     assert careful.kept
     assert careful.forced == 0
     assert max(e.validation.score for e in without.epochs[-2:]) < 0.9  # the goal alone costs too much

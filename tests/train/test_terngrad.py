@@ -119,6 +119,16 @@ def test_the_method_in_a_run_that_is_resumed(facts):
     )
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_gradients_on_a_gpu(ranks, tmp_path):
+    torchrun(ranks, SCRIPT.with_name("terngrad_gpu_run.py"), str(tmp_path))
+    expected = {**dict.fromkeys(MODES, True), "alike": dict.fromkeys(MODES, True), "half": True}
+    for rank in range(ranks):
+        facts = json.loads((tmp_path / f"facts-{rank}.json").read_text())
+        assert facts == expected | {"resumed": True}
+
+
 @pytest.mark.parametrize(
     "bad",
     [

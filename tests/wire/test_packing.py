@@ -1,6 +1,7 @@
 """Packed gradients: compiled kernels against their twin, the twin against single numbers in plain Python."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -221,26 +222,47 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_makes_the_same_bits():
-    x = numbers(5000)
-    scale = scaler(x)
-    wanted = [ternary(x, scale, Random(seed, lane=1)) for seed in range(3)]
-    there = x.cuda()
-    assert scaler(there) == pytest.approx(scale, rel=1e-6)
-    found = [torch.empty_like(w, device="cuda") for w in wanted]
-    for seed, out in enumerate(found):
-        ternarize_(out, there, scale, Random(seed, lane=1))
+@pytest.mark.parametrize("kernel", kernels("cuda"))
+@pytest.mark.parametrize("size", [1, 511, 513, 5000, 1_000_003])
+@pytest.mark.parametrize("random", [STREAM, Random(2**64 - 1, step=2**32 - 1, lane=0xFFFFFFFF)])
+def test_a_gpu_makes_the_same_bits(kernel, size, random):
+    """Whatever kernel is there against the best one on the CPU."""
+    x, first = numbers(size, scale=1e-3), 2**20 + 3
+    x[0] = math.nan
+    there, scale = x.cuda(), 2e-3
+    assert scaler(there[1:], kernel=kernel) == pytest.approx(scaler(x[1:]), rel=1e-6)
+    assert scaler(there, kernel=kernel) == math.inf
+    wanted = [ternary(x, scale, replace(random, layer=i), first) for i in range(3)]
+    found = [torch.full_like(w, 7, device="cuda") for w in wanted]
+    for i, out in enumerate(found):
+        ternarize_(out, there, scale, replace(random, layer=i), first, kernel)
     assert all(torch.equal(f.cpu(), w) for f, w in zip(found, wanted, strict=True))
-    size = words(len(x)) // 2 * sum_bits(3)
-    sums, mean = torch.empty(size, dtype=torch.int32, device="cuda"), torch.empty_like(there)
-    add_(sums, found)
-    decode_(mean, sums, width=sum_bits(3), offset=3, factor=scale / 3)
-    on_cpu = buffer(size)
-    add_(on_cpu, wanted)
-    assert torch.equal(sums.cpu(), on_cpu)
-    assert torch.equal(mean.cpu(), meant(on_cpu, len(x), sum_bits(3), 3, scale / 3))
-    packed = torch.empty(base3_words(len(wanted[0])), dtype=torch.int32, device="cuda")
-    to_base3_(packed, found[0])
-    again = torch.empty_like(found[0])
-    from_base3_(again, packed)
+    four, there_four = buffer(words(size, 4)), buffer(words(size, 4)).cuda()
+    round_(four, x.nan_to_num(), scale, random, first)
+    round_(there_four, there.nan_to_num(), scale, random, first, kernel)
+    assert torch.equal(there_four.cpu(), four)
+    for n in (1, 2, 3):
+        width = sum_bits(n)
+        sums, mean = buffer(words(size, width)).cuda(), torch.full_like(there, math.nan)
+        on_cpu = buffer(words(size, width))
+        add_(sums, found[:n], kernel)
+        add_(on_cpu, wanted[:n])
+        assert torch.equal(sums.cpu(), on_cpu)
+        expected = meant(on_cpu, size, width, n, scale / n)
+        decode_(mean, sums, width=width, offset=n, factor=scale / n, kernel=kernel)
+        assert torch.equal(mean.cpu(), expected)
+        mean_(mean.fill_(math.nan), found[:n], scale / n, kernel)
+        assert torch.equal(mean.cpu(), expected)
+    packed, on_cpu = (buffer(base3_words(len(wanted[0]))).to(d) for d in ("cuda", "cpu"))
+    to_base3_(packed, found[0], kernel)
+    to_base3_(on_cpu, wanted[0])
+    assert torch.equal(packed.cpu(), on_cpu)
+    again = torch.full_like(found[0], 7)
+    from_base3_(again, packed, kernel)
     assert torch.equal(again, found[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_tensors_on_two_devices_are_refused():
+    with pytest.raises(ShapeError, match="one device"):
+        ternarize_(buffer(32), torch.zeros(512, device="cuda"), 1.0, STREAM)

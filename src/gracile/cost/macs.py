@@ -96,7 +96,8 @@ bincount block_diag bucketize cat channel_shuffle col2im constant_pad_nd copy co
 cudnn_batch_norm cummax cummin cumprod cumsum detach diag_embed diagonal_scatter embedding
 embedding_bag embedding_renorm empty_like empty_strided equal exponential fill flip
 fractional_max_pool2d fractional_max_pool3d full_like gather glu histc huber_loss im2col index
-index_add index_copy index_fill index_put index_reduce index_select isin kthvalue linalg_vector_norm
+index_add index_copy index_fill index_put index_reduce index_select isin kthvalue leaky_relu
+linalg_vector_norm
 log_sigmoid_forward logcumsumexp logsumexp masked_fill masked_scatter masked_select max
 max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d mean median min
 miopen_batch_norm mode mse_loss multinomial nanmedian nansum native_batch_norm

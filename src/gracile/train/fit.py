@@ -62,7 +62,7 @@ def fit(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> History:
-    """Train ``model`` in place; it ends with the selected weights, in eval mode.
+    """Train ``model`` in place; it ends with the selected weights, in eval mode, on the device it came on.
 
     Weights are selected, and training is stopped early, by the validation score alone; the test
     set is measured once, on the selected weights. Under ``torchrun`` every process calls ``fit``
@@ -132,6 +132,7 @@ def fit(
     expected = f"a divisor of the {share} samples that a rank takes in one step"
     _require("ghost_batch", ghost_batch is None or divides, ghost_batch, expected)
     randomness.seed(seed + rank)
+    before = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), place)
     model.to(place)
     if not isinstance(optimizer, Optimizer):
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -169,6 +170,7 @@ def fit(
         resume(checkpoints, run, methods, standing)
     writers = loggers if rank == 0 else ()
     with ExitStack() as stack:
+        stack.callback(model.to, before)
         for logger in writers:
             logger.start(run.step)
             stack.callback(logger.close)

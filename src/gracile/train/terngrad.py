@@ -211,7 +211,8 @@ class TernGradState:
         assert self.mode != "auto"
         exchange = sites.between
         before = (exchange.bytes_sent, exchange.seconds) if exchange else (0, 0.0)
-        flat = buffer.to("cpu", torch.float32)  # itself, where it is so already
+        place = buffer.device if sites.site is None else "cpu"  # where gloo reduces
+        flat = buffer.to(place, torch.float32)  # itself, where it is so already
         sites.gather_(flat)
         broken = 0
         if exchange:

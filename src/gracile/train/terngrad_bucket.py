@@ -51,7 +51,7 @@ class Bucket:
         A layer in which any rank has a number that is not finite becomes NaN on all ranks.
 
         Args:
-            gradients: of this rank: float32 on the CPU, flat.
+            gradients: of this rank: float32, flat, on one device. Messages go by the CPU.
             random: its seed and step.
             residuals: what was left out before and now, if that is to be made up for.
 
@@ -61,7 +61,7 @@ class Bucket:
         coming = self._expect()
         for layer in self.layers if residuals is not None else ():
             if layer.packed and layer.number in residuals:
-                gradients[layer].add_(residuals[layer.number])
+                gradients[layer].add_(residuals[layer.number].to(gradients[layer].device))
         scales = self._scales(gradients, coming[0])
         own = replace(random, lane=self.exchange.rank)
         if residuals is not None:
@@ -100,7 +100,7 @@ class Bucket:
         message = messages[self.exchange.rank]
         self._code.write(message, share, gradients, scales, own, self.memory)
         self.exchange.send([message] * self.exchange.ranks, coming)
-        mean_of_all(messages, share, gradients, scales)
+        mean_of_all(messages, share, gradients, scales, self.memory)
 
     def _two_phases(
         self,
@@ -159,8 +159,11 @@ class Bucket:
         for layer, scale in scales.items():
             if scale == float("inf"):
                 continue
-            x, packed = gradients[layer], self.memory(words(layer.numbers), "sent", layer.number)
-            kept = residuals.setdefault(layer.number, torch.empty_like(x))
+            x = gradients[layer]
+            packed = self.memory(words(layer.numbers), "sent", layer.number, device=x.device)
+            kept = residuals.get(layer.number)
+            if kept is None or kept.device != x.device:  # resumed from a file
+                kept = residuals[layer.number] = torch.empty_like(x)
             ternarize_(packed, x, scale, replace(own, layer=layer.number))
             decode_(kept, packed, width=2, offset=1, factor=scale)
             torch.sub(x, kept, out=kept)

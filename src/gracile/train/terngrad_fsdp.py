@@ -13,7 +13,7 @@ from gracile.algebra.philox import Random
 from gracile.errors import UsageError
 from gracile.train.exchange import Exchange
 from gracile.wire import BLOCK, mean_, scaler, ternarize_, words
-from gracile.wire.messages import Memory
+from gracile.wire.messages import CPU, Memory
 
 
 @final
@@ -76,7 +76,7 @@ class TernGradReduceScatter:
             raise UsageError("reducing gradients", got=f"{op}", expected="a sum or a mean")
         if self._exchange is None:
             self._exchange = Exchange(self._group or group)
-        exchange, x = self._exchange, input_tensor.to("cpu", torch.float32).flatten()
+        exchange, x = self._exchange, input_tensor.float().flatten()
         scale = self._scale(x, exchange)
         size = output_tensor.numel()
         outgoing = [self._memory(words(size), size, "to", rank) for rank in range(exchange.ranks)]
@@ -84,7 +84,11 @@ class TernGradReduceScatter:
         for rank, message in enumerate(outgoing):
             first = rank * -(-size // BLOCK)
             part = x[rank * size : (rank + 1) * size]
-            ternarize_(message, part, 0.0 if scale == float("inf") else scale, random, first)
+            packed = (
+                message if x.device == CPU else self._memory(words(size), size, "packed", device=x.device)
+            )
+            ternarize_(packed, part, 0.0 if scale == float("inf") else scale, random, first)
+            message.copy_(packed)
         incoming = [self._memory(words(size), size, "from", rank) for rank in range(exchange.ranks)]
         incoming[exchange.rank] = outgoing[exchange.rank]
         exchange.all_to_all(outgoing, incoming)

@@ -26,14 +26,17 @@ def squares(x: Tensor) -> tuple[float, float]:
     """Sum of squares in double precision, and the largest absolute value."""
     if not x.numel():
         return 0.0, 0.0
-    return x.double().square().sum().item(), x.abs().max().item()
+    norm = torch.linalg.vector_norm(x, dtype=torch.float64)
+    largest = torch.linalg.vector_norm(x, torch.inf).double()
+    found, top = torch.stack([norm, largest]).tolist()  # one wait for a GPU
+    return found * found, top
 
 
 def ternarize(x: Tensor, scale: float, random: Random, first: int, out: Tensor) -> None:
     """Digits 0, 1, 2 at random: P(digit is not 1) = |x| / scale."""
 
     def draw(x: Tensor, u: Tensor) -> Tensor:
-        x = x * _factor(2.0**24, scale)
+        x = x * factor_of(2.0**24, scale)
         return 1 + (u < x).long() - (u < -x).long()
 
     _draw(x, random, first, out, 2, draw)
@@ -43,7 +46,7 @@ def round_(x: Tensor, scale: float, random: Random, first: int, out: Tensor) -> 
     """Digits 0 to 14 at random, of the neighboring multiples of scale / 7."""
 
     def draw(x: Tensor, u: Tensor) -> Tensor:
-        x = (x * _factor(7.0, scale)).clamp(-7.0, 7.0) + 7.0
+        x = (x * factor_of(7.0, scale)).clamp(-7.0, 7.0) + 7.0
         return (x + u * 2.0**-24).long().clamp(max=14)
 
     _draw(x, random, first, out, 4, draw)
@@ -95,6 +98,11 @@ def from_base3(words: Tensor, out: Tensor) -> None:
     out.view(-1, 5, 2, COLUMNS).copy_(_narrow(digits))
 
 
+def factor_of(levels: float, scale: float) -> float:
+    """levels / scale in single precision; zero for a scale that is too small to divide by."""
+    return 0.0 if scale < 2.0**-100 else float(torch.tensor(levels) / torch.tensor(scale))
+
+
 def sum_bits(messages: int) -> int:
     """Bits of a field that holds a sum of ternary digits: ceil(log2(2 N + 1)).
 
@@ -119,10 +127,6 @@ def _uniform(first: int, blocks: int, random: Random, device: torch.device) -> T
     turned = (words << 16 | words >> 16) & 0xFFFFFFFF
     halves = torch.stack([words, turned], dim=1).view(8, blocks, 4, COLUMNS)
     return (halves >> 8).float().permute(1, 2, 0, 3).reshape(blocks, ROWS, COLUMNS)
-
-
-def _factor(levels: float, scale: float) -> Tensor | float:
-    return 0.0 if scale < 2.0**-100 else float(torch.tensor(levels) / torch.tensor(scale))
 
 
 def _parts(blocks: int) -> Iterator[slice]:

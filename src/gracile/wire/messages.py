@@ -29,6 +29,7 @@ from gracile.wire.packing import (
 )
 from gracile.wire.parts import Layer, Piece, Share, shares, whole
 
+CPU = torch.device("cpu")
 SECOND = 0xFFFFFFFF
 """The lane of the random numbers of the second rounding, which no rank has."""
 
@@ -36,7 +37,10 @@ SECOND = 0xFFFFFFFF
 @final
 @dataclass
 class Memory:
-    """Buffers by name: the first use makes one, later ones find it, so that steps allocate nothing."""
+    """Buffers by name: the first use makes one, later ones find it, so that steps allocate nothing.
+
+    Those on the CPU are pinned once a GPU is in use, whose copies need no detour then.
+    """
 
     buffers: dict[tuple[object, ...], Tensor]
 
@@ -45,11 +49,15 @@ class Memory:
         """No buffers yet."""
         return cls({})
 
-    def __call__(self, size: int, *name: object, dtype: torch.dtype = torch.int32) -> Tensor:
-        """The buffer of a name; what it holds is from before."""
-        found = self.buffers.get(name)
+    def __call__(
+        self, size: int, *name: object, dtype: torch.dtype = torch.int32, device: torch.device = CPU
+    ) -> Tensor:
+        """The buffer of a name on a device; what it holds is from before."""
+        found = self.buffers.get((device, *name))
         if found is None or found.numel() != size or found.dtype != dtype:
-            found = self.buffers[name] = torch.empty(size, dtype=dtype)
+            pinned = device == CPU and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            found = torch.empty(size, dtype=dtype, device=device, pin_memory=pinned)
+            self.buffers[device, *name] = found
         return found
 
 
@@ -95,18 +103,21 @@ class Code:
         random: Random,
         memory: Memory,
     ) -> None:
-        """Write the message to the owner of ``share``.
+        """Write the message to the owner of ``share``; packed where the gradients are.
 
         Args:
-            out: int32, :meth:`there` words.
+            out: int32, :meth:`there` words, on the CPU.
             share: whose numbers are sent.
-            gradients: of all layers, float32, flat.
+            gradients: of all layers, float32, flat, on one device.
             scales: of the packed layers, the same on all ranks; a layer with an infinite one sends zeros.
             random: of this rank and step.
             memory: for what lies between.
         """
-        size = share.blocks * COLUMNS * 2
-        packed = memory(size, "two bits", share.owner) if self.mode == "base3" else out[:size]
+        size, device = share.blocks * COLUMNS * 2, _device(gradients)
+        message = out if device == CPU else memory(out.numel(), "message", share.owner, device=device)
+        packed = message[:size]
+        if self.mode == "base3":
+            packed = memory(size, "two bits", share.owner, device=device)
         for piece in share.packed:
             scale = scales[piece.layer]
             stream = replace(random, layer=piece.layer.number)
@@ -114,9 +125,11 @@ class Code:
             ternarize_(packed[piece.words(2)], x, _finite(scale), stream, piece.first)
         end = self._packed(share, 2)
         if self.mode == "base3":
-            to_base3_(out[:end], packed)
+            to_base3_(message[:end], packed)
         for piece in share.plain:
-            out[end:][piece.floats].view(torch.float32).copy_(gradients[piece.layer][piece.span])
+            message[end:][piece.floats].view(torch.float32).copy_(gradients[piece.layer][piece.span])
+        if message is not out:
+            out.copy_(message)
 
     def sum(
         self,
@@ -161,14 +174,15 @@ class Code:
         memory: Memory,
     ) -> None:
         """Put the means that the owner of ``share`` sent back in the place of the gradients."""
-        back = self._packed(share, self.width)
+        back, device = self._packed(share, self.width), _device(gradients)
+        fresh = message[back + share.floats :].view(torch.float32).tolist()
+        message = _brought(message, device, memory, share.owner)
         packed = message[:back]
         if self.mode == "base3":
-            packed = memory(share.blocks * COLUMNS * 2, "read", share.owner)
+            packed = memory(share.blocks * COLUMNS * 2, "read", share.owner, device=device)
             from_base3_(packed, message[:back])
         for piece in share.plain:
             gradients[piece.layer][piece.span].copy_(message[back:][piece.floats].view(torch.float32))
-        fresh = message[back + share.floats :].view(torch.float32).tolist()
         for i, piece in enumerate(share.packed):
             if self.mode == "exact":
                 offset, factor = self.ranks, _finite(scales[piece.layer]) / self.ranks
@@ -191,9 +205,11 @@ def mean_of_all(
     share: Share,
     gradients: Mapping[Layer, Tensor],
     scales: Mapping[Layer, float],
+    memory: Memory,
 ) -> None:
     """Mode ``gather``: put the means of every rank's whole message in the place of the gradients."""
-    end = share.blocks * COLUMNS * 2
+    end, device = share.blocks * COLUMNS * 2, _device(gradients)
+    messages = [_brought(message, device, memory, rank) for rank, message in enumerate(messages)]
     for piece in share.packed:
         parts = [message[piece.words(2)] for message in messages]
         mean_(gradients[piece.layer], parts, _finite(scales[piece.layer]) / len(messages))
@@ -236,7 +252,7 @@ def average(
         for message, own, lane in zip(messages, gradients, lanes, strict=True):
             code.write(message, share, own, scales, lane, memory)
         if mode == "gather":
-            mean_of_all(messages, share, result, scales)
+            mean_of_all(messages, share, result, scales, memory)
         else:
             back = torch.empty(code.back(share), dtype=torch.int32)
             code.sum(back, share, messages, scales, random, memory)
@@ -245,6 +261,17 @@ def average(
         if scales.get(layer) == float("inf"):
             result[layer].fill_(float("nan"))
     return result
+
+
+def _device(gradients: Mapping[Layer, Tensor]) -> torch.device:
+    return next(iter(gradients.values())).device
+
+
+def _brought(message: Tensor, device: torch.device, memory: Memory, owner: int) -> Tensor:
+    """A message where the gradients are."""
+    if device == CPU:
+        return message
+    return memory(message.numel(), "brought", owner, device=device).copy_(message)
 
 
 def _finite(scale: float) -> float:
@@ -256,4 +283,4 @@ def _mean_in_order(out: Tensor, parts: Sequence[Tensor]) -> None:
     out.copy_(parts[0][: out.numel()])
     for part in parts[1:]:
         out.add_(part[: out.numel()])
-    out.div_(len(parts))
+    out.div_(out.new_full((), len(parts)))  # a GPU would multiply by the reciprocal of a plain number

@@ -1,4 +1,4 @@
-"""Gradients packed for the wire: by compiled kernels on the CPU, by torch elsewhere, with the same bits.
+"""Gradients packed for the wire by compiled kernels, by Triton on GPUs, or by torch, with the same bits.
 
 Everything is written to memory that the caller has: training repeats the same sizes, so nothing is allocated.
 """
@@ -22,20 +22,30 @@ try:
 except ImportError:  # installed without a compiler
     _native = None
 
-TORCH = "torch"
-"""The name of the twin, beside those of the instruction sets."""
+try:
+    from gracile.wire import gpu
+except ImportError:  # no Triton
+    gpu = None  # type: ignore[assignment]
+
+TORCH, TRITON = "torch", "triton"
+"""The names of the twin and of the kernels for GPUs, beside those of the instruction sets."""
 WIDEST = 12
 MOST = 2 ** (WIDEST - 1) - 1
 """Most messages that can be summed."""
 
 
-def kernels() -> tuple[str, ...]:
-    """What can pack: ``torch``, then the instruction sets that were compiled and run here, ascending.
+def kernels(device: str = "cpu") -> tuple[str, ...]:
+    """What can pack on a kind of device, ascending: ``torch``, then what was compiled and runs here.
+
+    On the CPU those are instruction sets, on GPUs ``triton``. Where Triton interprets its kernels
+    (``TRITON_INTERPRET=1``, for tests) it takes tensors on the CPU as well.
 
     >>> kernels()[0]
     'torch'
     """
-    return (TORCH, *(_native.kernel_sets() if hasattr(_native, "ternary_squares") else ()))
+    triton = (TRITON,) if gpu is not None and device == gpu.device() else ()
+    native = _native.kernel_sets() if device == "cpu" and hasattr(_native, "ternary_squares") else ()
+    return (TORCH, *triton, *native)
 
 
 def words(numbers: int, width: int = 2) -> int:
@@ -69,9 +79,8 @@ def scaler(x: Tensor, clip: float | None = 2.5, kernel: str | None = None) -> fl
     if clip is not None and not clip > 0:
         raise UsageError("scaling gradients", got=f"clip={clip}", expected="a positive number or None")
     on = _kernel(kernel, x)
-    total, largest = (
-        blocks.squares(x) if on == TORCH else _native.ternary_squares(on, x.data_ptr(), x.numel())
-    )
+    twin = on in (TORCH, TRITON)
+    total, largest = blocks.squares(x) if twin else _native.ternary_squares(on, x.data_ptr(), x.numel())
     if not 1e-30 < total < 1e30:  # squares too large or small for single precision, or no numbers at all
         total, largest = blocks.squares(x)
     if not isfinite(total):
@@ -105,11 +114,11 @@ def ternarize_(
     >>> ternarize_(out, x, 2.0, Random(0)); decode_(x, out, width=2, offset=1, factor=2.0); x
     tensor([ 0., -2.,  0.])
     """
-    on = _kernel(kernel, x)
+    on = _kernel(kernel, x, out)
     _require_scale(scale)
     _require_words(out, words(x.numel()))
-    if on == TORCH:
-        blocks.ternarize(x, scale, random, first, out)
+    if twin := _twin(on):
+        twin.ternarize(x, scale, random, first, out)
     else:
         _native.ternary_ternarize(*_random(on, x, scale, random, first), out.data_ptr())
 
@@ -121,11 +130,11 @@ def round_(
 
     Arguments and errors as in :func:`ternarize_`; ``out`` has ``words(x.numel(), 4)``.
     """
-    on = _kernel(kernel, x)
+    on = _kernel(kernel, x, out)
     _require_scale(scale)
     _require_words(out, words(x.numel(), 4))
-    if on == TORCH:
-        blocks.round_(x, scale, random, first, out)
+    if twin := _twin(on):
+        twin.round_(x, scale, random, first, out)
     else:
         _native.ternary_round(*_random(on, x, scale, random, first), out.data_ptr())
 
@@ -143,11 +152,11 @@ def add_(out: Tensor, messages: Sequence[Tensor], kernel: str | None = None) -> 
         UsageError: no message, or more than :data:`MOST`.
     """
     width = _require_messages(messages)
-    on = _kernel(kernel, *messages)
+    on = _kernel(kernel, out, *messages)
     size = messages[0].numel()
     _require_words(out, size // 2 * width)
-    if on == TORCH:
-        blocks.add(messages, width, out)
+    if twin := _twin(on):
+        twin.add(messages, width, out)
     else:
         addresses = [message.data_ptr() for message in messages]
         _native.ternary_add(on, addresses, size // (2 * COLUMNS), width, out.data_ptr())
@@ -171,10 +180,10 @@ def decode_(
     """
     if not 2 <= width <= WIDEST:
         raise UsageError("unpacking", got=f"width={width}", expected=f"2 to {WIDEST} bits")
-    on = _kernel(kernel, out)
+    on = _kernel(kernel, out, packed)
     _require_words(packed, words(out.numel(), width))
-    if on == TORCH:
-        blocks.decode(packed, width, offset, factor, out)
+    if twin := _twin(on):
+        twin.decode(packed, width, offset, factor, out)
     else:
         _native.ternary_decode(on, packed.data_ptr(), out.numel(), width, offset, factor, out.data_ptr())
 
@@ -184,8 +193,8 @@ def mean_(out: Tensor, messages: Sequence[Tensor], factor: float, kernel: str | 
     _require_messages(messages)
     on = _kernel(kernel, out, *messages)
     _require_words(messages[0], words(out.numel()))
-    if on == TORCH:
-        blocks.mean(messages, factor, out)
+    if twin := _twin(on):
+        twin.mean(messages, factor, out)
     else:
         addresses = [message.data_ptr() for message in messages]
         _native.ternary_mean(on, addresses, out.numel(), factor, out.data_ptr())
@@ -222,13 +231,14 @@ def from_base3_(out: Tensor, packed: Tensor, kernel: str | None = None) -> None:
 
 def _recode(out: Tensor, packed: Tensor, to: int, source: int, kernel: str | None) -> None:
     two_bits, other = (packed, out) if to == 8 else (out, packed)
-    on = _kernel(kernel, packed)
+    on = _kernel(kernel, out, packed)
     _require_words(two_bits, two_bits.numel() // (2 * COLUMNS) * 2 * COLUMNS)
     _require_words(other, base3_words(two_bits.numel()))
     fives = two_bits.numel() // (10 * COLUMNS)
     whole_out, whole_in = fives * to * COLUMNS, fives * source * COLUMNS
-    if fives and on == TORCH:
-        (blocks.to_base3 if to == 8 else blocks.from_base3)(packed[:whole_in], out[:whole_out])
+    twin = _twin(on)
+    if fives and twin:
+        (twin.to_base3 if to == 8 else twin.from_base3)(packed[:whole_in], out[:whole_out])
     elif fives:
         recode = _native.ternary_to_base3 if to == 8 else _native.ternary_from_base3
         recode(on, packed.data_ptr(), fives, out.data_ptr())
@@ -236,7 +246,7 @@ def _recode(out: Tensor, packed: Tensor, to: int, source: int, kernel: str | Non
 
 
 def _kernel(kernel: str | None, *tensors: Tensor) -> str:
-    """What computes: the best there is, and torch for what is not on the CPU."""
+    """What computes: the best there is for the device."""
     for tensor in tensors:
         known = tensor.dtype in (torch.float32, torch.int32)
         if not known or tensor.dim() != 1 or not tensor.is_contiguous():
@@ -246,10 +256,20 @@ def _kernel(kernel: str | None, *tensors: Tensor) -> str:
                 expected="contiguous float32 of one dimension",
                 hint="x.float().flatten()",
             )
-    found = kernels()
+    (device, *others) = {t.device for t in tensors}
+    if others:
+        raise ShapeError(
+            "packing gradients", got=f"tensors on {device} and {others[0]}", expected="one device"
+        )
+    found = kernels(device.type)
     if kernel is not None and kernel not in found:
         raise UsageError("packing gradients", got=f"kernel={kernel!r}", expected=f"one of {', '.join(found)}")
-    return (kernel or found[-1]) if all(t.device.type == "cpu" for t in tensors) else TORCH
+    return kernel or found[-1]
+
+
+def _twin(on: str) -> Any:
+    """The functions of what takes tensors; None for compiled kernels, which take addresses."""
+    return {TORCH: blocks, TRITON: gpu}.get(on)
 
 
 def _random(on: str, x: Tensor, scale: float, random: Random, first: int) -> tuple[Any, ...]:
