@@ -50,6 +50,15 @@ def test_figures_are_those_of_the_forecast():
         assert rows[str(count)] == expected
 
 
+def test_the_page_has_a_picture_of_more_machines(tmp_path):
+    given = ("--mbit", 20, "--compute", 0.02, "--machines", "1,2,64")
+    run(*LENET, *given, "--report", tmp_path / "links.html")
+    text = (tmp_path / "links.html").read_text()
+    assert text.count("<svg") == 1
+    assert "Throughput of 64 machines over one: fp32" in text
+    assert "What to take" in text
+
+
 def test_one_process_needs_the_rate():
     with pytest.raises(UsageError, match="no --mbit"):
         run(*LENET)

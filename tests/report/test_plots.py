@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ import pytest
 
 from gracile.cost import Timing
 from gracile.errors import ShapeError, UsageError
-from gracile.report import Figure, grouped_bars, latency_bars, training_curve, widths
+from gracile.report import Figure, grouped_bars, latency_bars, scaling, training_curve, widths
 from gracile.report.svg import checked, with_ids
 from gracile.train import Epoch, History, Metrics
 
@@ -79,6 +80,26 @@ def test_unknown_is_said_and_nothing_is_refused() -> None:
     for empty in ({}, {"a": {}}):
         with pytest.raises(ShapeError, match="one bar or more"):
             grouped_bars(empty)
+
+
+def test_scaling_is_straight_where_gains_are_ideal() -> None:
+    counts = (1, 2, 8, 64)
+    figure = scaling({"all": {n: float(n) for n in counts}, "none": dict.fromkeys(counts, 1.0)})
+    assert {"1", "2", "8", "64", "machines", "all", "none", "ideal"} <= set(texts(figure))
+    assert figure.alt == "Throughput of 64 machines over one: all 64, none 1"
+    for place, straight in ((0, 1.0), (1, 0.0)):
+        lines = [
+            [tuple(map(float, point)) for point in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.get("d"))]
+            for path in ElementTree.fromstring(figure.svg).iter("path")
+            if f"stroke: var(--series-{place}" in path.get("style", "") and "fill: none" in path.get("style")
+        ]
+        (x, y), *_, (right, top) = max(lines, key=len)
+        reach = (y - top) / (right - x)
+        assert (reach > 0.3) == bool(straight)
+        assert straight or abs(reach) < 1e-6
+    for bad in ({}, {"a": {}}, {"a": {2: 0.0}}, {"a": {0: 1.0}}, {"a": {2: math.nan}}):
+        with pytest.raises(ShapeError, match="gains"):
+            scaling(bad)
 
 
 def test_training_curve_names_phases_and_score() -> None:

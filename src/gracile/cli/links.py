@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
 from gracile.cli import options
-from gracile.cost import FORMULA, Link, advise, forecast, probe
+from gracile.cost import FORMULA, Forecast, Link, Way, advise, forecast, probe
 from gracile.errors import UsageError
-from gracile.report import Code, Section, Table, Text, console, si
+from gracile.report import Code, Figure, Section, Table, Text, console, page, scaling, si
 from gracile.train import Splits, Task, ranks
 
-_WAYS = ("fp32", "fp16", "powersgd", "gather", "exact", "four-bit", "ternary", "base3")
+_WAYS: tuple[Way, ...] = ("fp32", "fp16", "powersgd", "gather", "exact", "four-bit", "ternary", "base3")
 
 
 def command(
@@ -38,6 +41,9 @@ def command(
     overlap: Annotated[
         float, typer.Option(help="Share of the computing behind which messages hide.", min=0, max=1)
     ] = 0.5,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page to write, with a picture; by default none.")
+    ] = None,
     seed: options.Seed = 0,
 ) -> None:
     """Forecast a training step on many machines: fp32, fp16, PowerSGD, and TernGrad's modes.
@@ -56,7 +62,14 @@ def command(
     computing = _step_s(network, splits, task, batch_size) if compute is None else compute
     if rank == 0:
         title = f"{recipe.model} on {recipe.dataset}, {batch_size} samples on each machine"
-        console(title, _sections(network, link, computing, counts, overlap))
+        shapes = [tuple(p.shape) for p in network.parameters() if p.requires_grad]
+        found = forecast(shapes, computing, link, ranks=counts, ways=_WAYS, overlap=overlap)
+        said = _said(network, link, computing)
+        sections = _sections(found, counts, said)
+        console(title, sections)
+        if report:
+            page(title, [Section("More machines", (_picture(found, said),)), *sections], report)
+            Console().print(f"Report: [link={report.resolve().as_uri()}]{report}[/link]")
     ranks.leave()
 
 
@@ -91,12 +104,26 @@ def _step_s(network: nn.Module, splits: Splits, task: Task, batch_size: int) -> 
     return median(taken[2:])
 
 
-def _sections(
-    network: nn.Module, link: Link, computing: float, counts: tuple[int, ...], overlap: float
-) -> list[Section]:
-    shapes = [tuple(p.shape) for p in network.parameters() if p.requires_grad]
-    found = forecast(shapes, computing, link, ranks=counts, ways=_WAYS, overlap=overlap)
-    best = advise([each for each in found if each.way != "powersgd"])  # which gloo does not run
+def _said(network: nn.Module, link: Link, computing: float) -> str:
+    numbers = sum(p.numel() for p in network.parameters())
+    return (
+        f"Link: {si(link.bytes_per_s * 8, 'bit/s')}, latency {si(link.latency_s, 's')}, "
+        f"packing {si(1e6 * link.packing_s, 's')} for a million numbers. "
+        f"Computing: {si(computing, 's')} a step. {numbers:,} parameters."
+    )
+
+
+def _picture(found: Sequence[Forecast], said: str) -> Figure:
+    """Of the ways that differ most; base3 is next to ternary, gather good for few machines only."""
+    curves: dict[str, dict[int, float]] = {way: {} for way in _WAYS if way not in ("gather", "base3")}
+    for each in found:
+        if each.way in curves:
+            curves[each.way][each.ranks] = each.speedup
+    return scaling(curves, said)
+
+
+def _sections(found: Sequence[Forecast], counts: tuple[int, ...], said: str) -> list[Section]:
+    best = advise([each for each in found if each.way != "powersgd"])  # which gloo hardly runs
     steps, advice = [], []
     for count in counts:
         ways = {each.way: each for each in found if each.ranks == count}
@@ -105,12 +132,6 @@ def _sections(
         gain = f"{plain.step_s / chosen.step_s:.1f}×"
         sent = f"{plain.bytes_sent / 1e6:.2f} → {chosen.bytes_sent / 1e6:.2f}"
         advice.append((count, chosen.way, gain, sent, f"{chosen.speedup:.1f}×"))
-    numbers = sum(p.numel() for p in network.parameters())
-    said = (
-        f"Link: {si(link.bytes_per_s * 8, 'bit/s')}, latency {si(link.latency_s, 's')}, "
-        f"packing {si(1e6 * link.packing_s, 's')} for a million numbers. "
-        f"Computing: {si(computing, 's')} a step. {numbers:,} parameters."
-    )
     columns = ("N", "advice", "faster than fp32", "MB sent", "N machines over one")
     rule = "Gradients stay as they are (fp32) where nothing is 1.2 times as fast."
     return [

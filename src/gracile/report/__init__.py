@@ -17,7 +17,7 @@ from gracile.report.blocks import (
 )
 from gracile.report.console import console
 from gracile.report.page import page, render
-from gracile.report.plots import grouped_bars, latency_bars, training_curve, widths
+from gracile.report.plots import grouped_bars, latency_bars, scaling, training_curve, widths
 from gracile.report.quantities import factor, number, percent, si
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "page",
     "percent",
     "render",
+    "scaling",
     "si",
     "training_curve",
     "widths",

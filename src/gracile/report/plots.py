@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from gracile.cost import Timing
 from gracile.errors import ShapeError
@@ -145,6 +145,38 @@ def grouped_bars(
         alt = "; ".join(
             f"{printable(group)}: " + ", ".join(f"{printable(name)} {label(v)}" for name, v in bars.items())
             for group, bars in groups.items()
+        )
+        return Figure(to_svg(canvas), alt, caption)
+
+
+def scaling(curves: Mapping[str, Mapping[int, float]], caption: str = "") -> Figure:
+    """How much do more machines bring? Throughput of all over that of one; dashed, what would be ideal.
+
+    Args:
+        curves: series -> number of machines -> times as many samples a second as one machine.
+        caption: printed below.
+
+    Raises:
+        ShapeError: there is no point to draw, or one that no logarithm has.
+    """
+    points = [(n, gain) for curve in curves.values() for n, gain in curve.items()]
+    if not points or not all(n >= 1 and 0 < gain < math.inf for n, gain in points):
+        raise ShapeError("curves", got=f"{dict(curves)}", expected="positive gains for 1 or more machines")
+    with style():
+        canvas = Canvas(figsize=(_WIDTH, 3.4), layout="constrained")
+        axes = canvas.add_subplot()
+        counts = sorted({n for n, _ in points})
+        axes.plot(counts, counts, color=MUTED, lw=0.9, ls=(0, (3, 2)), label="ideal")
+        for color, (name, curve) in zip(_colors(len(curves)), curves.items(), strict=True):
+            axes.plot(list(curve), list(curve.values()), color=color, marker="o", ms=3, label=_short(name))
+        axes.set(xscale="log", yscale="log", xlabel="machines", ylabel="times the throughput of one")
+        axes.set_xticks(counts, [str(n) for n in counts])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda gain, _: f"{gain:g}"))
+        axes.minorticks_off()
+        axes.legend(fontsize=8)
+        most = counts[-1]
+        alt = f"Throughput of {most} machines over one: " + ", ".join(
+            f"{printable(name)} {number(curve[most])}" for name, curve in curves.items() if most in curve
         )
         return Figure(to_svg(canvas), alt, caption)
 
