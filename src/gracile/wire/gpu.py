@@ -24,11 +24,6 @@ _fixed = triton.jit(
 )
 
 
-def device() -> str:
-    """Where kernels run: on the CPU only if Triton interprets them (``TRITON_INTERPRET=1``)."""
-    return "cpu" if triton.knobs.runtime.interpret else "cuda"
-
-
 def ternarize(x: Tensor, scale: float, random: Random, first: int, out: Tensor) -> None:
     """Digits 0, 1, 2 at random: P(digit is not 1) = |x| / scale."""
     _start(_ternarize, _blocks(x), x, out, x.numel(), factor_of(2.0**24, scale), *_stream(random), first)

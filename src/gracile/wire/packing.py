@@ -5,7 +5,10 @@ Everything is written to memory that the caller has: training repeats the same s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from math import isfinite, sqrt
 from typing import Any
 
@@ -21,11 +24,6 @@ try:
     from gracile import _native
 except ImportError:  # installed without a compiler
     _native = None
-
-try:
-    from gracile.wire import gpu
-except ImportError:  # no Triton
-    gpu = None  # type: ignore[assignment]
 
 TORCH, TRITON = "torch", "triton"
 """The names of the twin and of the kernels for GPUs, beside those of the instruction sets."""
@@ -43,7 +41,8 @@ def kernels(device: str = "cpu") -> tuple[str, ...]:
     >>> kernels()[0]
     'torch'
     """
-    triton = (TRITON,) if gpu is not None and device == gpu.device() else ()
+    on = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+    triton = (TRITON,) if device == on and _gpu() else ()
     native = _native.kernel_sets() if device == "cpu" and hasattr(_native, "ternary_squares") else ()
     return (TORCH, *triton, *native)
 
@@ -269,7 +268,16 @@ def _kernel(kernel: str | None, *tensors: Tensor) -> str:
 
 def _twin(on: str) -> Any:
     """The functions of what takes tensors; None for compiled kernels, which take addresses."""
-    return {TORCH: blocks, TRITON: gpu}.get(on)
+    return _gpu() if on == TRITON else blocks if on == TORCH else None
+
+
+@cache
+def _gpu() -> Any:
+    """Triton's kernels, imported when a tensor first needs them; None without Triton."""
+    try:
+        return import_module("gracile.wire.gpu")
+    except ImportError:
+        return None
 
 
 def _random(on: str, x: Tensor, scale: float, random: Random, first: int) -> tuple[Any, ...]:
