@@ -23,7 +23,7 @@ from gracile.wire.modes import PACKING_S, WORTH, Mode, bytes_sent, rounds, secon
 FORMULA = """communication = exchanges x rounds x latency + bytes / rate + packing
 step = compute + max(0, communication - overlap x compute)"""
 
-_POWERSGD_S = 8e-9  # a number, at rank 1 on a core of its own
+_POWERSGD_S = 8e-9  # a number, at rank 1, on a core where ours take PACKING_S; elsewhere by as much more
 
 Way = Literal[Mode, "powersgd"]
 """A mode of :mod:`gracile.wire`, or PyTorch's PowerSGD hook."""
@@ -139,9 +139,7 @@ def _exchange(
     if way != "powersgd":
         return bytes_sent(way, numbers, ranks), seconds(way, numbers, ranks, link, buckets)
     sent = bytes_sent("fp32", sum(_factors(shape, power_rank) for shape in shapes), ranks)
-    packing = (
-        numbers * _POWERSGD_S * link.packing_s / PACKING_S
-    )  # slower by as much as ours on these machines
+    packing = numbers * _POWERSGD_S * link.packing_s / PACKING_S
     wire = 2 * buckets * rounds("fp32", ranks) * link.latency_s + sent / link.bytes_per_s
     return sent, wire + packing
 

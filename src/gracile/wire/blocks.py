@@ -70,14 +70,6 @@ def decode(words: Tensor, width: int, offset: int, factor: float, out: Tensor) -
         to.copy_(found.flatten()[: to.numel()])
 
 
-def mean(messages: Sequence[Tensor], factor: float, out: Tensor) -> None:
-    """out = factor * (sum of digits - number of messages)."""
-    width = sum_bits(len(messages))
-    total = messages[0].new_empty(messages[0].numel() // 2 * width)
-    add(messages, width, total)
-    decode(total, width, len(messages), factor, out)
-
-
 def to_base3(words: Tensor, out: Tensor) -> None:
     """Five blocks of 2 bits as 512 bytes of five digits."""
     digits = words.view(-1, 5, 2, COLUMNS).long()

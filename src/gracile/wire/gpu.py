@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from gracile.algebra.philox import Random
-from gracile.wire.blocks import BLOCK, factor_of, sum_bits
+from gracile.wire.blocks import BLOCK, factor_of
 
 _AT_ONCE = 8  # blocks of a program
 
-_fixed = triton.jit(
+_kernel = triton.jit(
     do_not_specialize=["count", "seed", "layer", "step", "lane", "first", "n", "size", "offset"]
 )
 
@@ -43,14 +43,6 @@ def add(messages: Sequence[Tensor], width: int, out: Tensor) -> None:
 def decode(words: Tensor, width: int, offset: int, factor: float, out: Tensor) -> None:
     """out = factor * (digit - offset)."""
     _start(_decode, _blocks(out), words, out, out.numel(), factor, offset, width=width)
-
-
-def mean(messages: Sequence[Tensor], factor: float, out: Tensor) -> None:
-    """out = factor * (sum of digits - number of messages)."""
-    width = sum_bits(len(messages))
-    total = messages[0].new_empty(messages[0].numel() // 2 * width)
-    add(messages, width, total)
-    decode(total, width, len(messages), factor, out)
 
 
 def to_base3(words: Tensor, out: Tensor) -> None:
@@ -123,7 +115,7 @@ def _write(words, bits, mask):
     tl.store(words, bits.to(tl.int32, bitcast=True), mask=mask)
 
 
-@_fixed
+@_kernel
 def _ternarize(x, out, count, factor, seed, layer, step, lane, first, at_once: tl.constexpr):
     block, column = _own(at_once), _columns()
     for word in tl.static_range(2):
@@ -139,7 +131,7 @@ def _ternarize(x, out, count, factor, seed, layer, step, lane, first, at_once: t
         _write(out + (block * 2 + word) * 16 + column, digits, block * 512 < count)
 
 
-@_fixed
+@_kernel
 def _round(x, out, count, factor, seed, layer, step, lane, first, at_once: tl.constexpr):
     block, column = _own(at_once), _columns()
     for group in tl.static_range(4):
@@ -166,7 +158,7 @@ def _sum(messages, n, size, block, row: tl.constexpr, there, at_once: tl.constex
     return total
 
 
-@_fixed
+@_kernel
 def _add(messages, out, count, n, size, width: tl.constexpr, at_once: tl.constexpr):
     block = _own(at_once)
     there = block < count
@@ -181,7 +173,7 @@ def _add(messages, out, count, n, size, width: tl.constexpr, at_once: tl.constex
         _write(out + (block * width + word) * 16 + _columns(), packed, there)
 
 
-@_fixed
+@_kernel
 def _decode(words, out, count, factor, offset, width: tl.constexpr, at_once: tl.constexpr):
     block = _own(at_once)
     there = block * 512 < count
@@ -195,7 +187,7 @@ def _decode(words, out, count, factor, offset, width: tl.constexpr, at_once: tl.
         tl.store(out + to, (digit - offset).to(tl.float32) * factor, mask=to < count)
 
 
-@_fixed
+@_kernel
 def _to_base3(words, out, count, at_once: tl.constexpr):
     five, column = _own(at_once), _columns()
     for word in tl.static_range(2):
@@ -207,7 +199,7 @@ def _to_base3(words, out, count, at_once: tl.constexpr):
             _write(out + (five * 8 + word * 4 + j) * 16 + column, total, five < count)
 
 
-@_fixed
+@_kernel
 def _from_base3(words, out, count, at_once: tl.constexpr):
     five, column = _own(at_once), _columns()
     for word in tl.static_range(2):

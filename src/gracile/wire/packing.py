@@ -189,11 +189,13 @@ def decode_(
 
 def mean_(out: Tensor, messages: Sequence[Tensor], factor: float, kernel: str | None = None) -> None:
     """Write factor * (sum of digits - N) of N messages of 2 bits; arguments and errors as in :func:`add_`."""
-    _require_messages(messages)
+    width = _require_messages(messages)
     on = _kernel(kernel, out, *messages)
     _require_words(messages[0], words(out.numel()))
     if twin := _twin(on):
-        twin.mean(messages, factor, out)
+        total = messages[0].new_empty(messages[0].numel() // 2 * width)
+        twin.add(messages, width, total)
+        twin.decode(total, width, len(messages), factor, out)
     else:
         addresses = [message.data_ptr() for message in messages]
         _native.ternary_mean(on, addresses, out.numel(), factor, out.data_ptr())

@@ -12,7 +12,7 @@ from gracile.graph.rules.registry import Axes, Site, nothing, rule, tensors_of
 @rule(
     "copy",
     "_prelu_kernel",
-    "leaky_relu",  # not tagged before torch 2.12
+    "leaky_relu",  # torch 2.11 has it without the tag
     "hardswish",
     "masked_fill",
     "zero",
